@@ -1,0 +1,161 @@
+"""The one attention function of dlm-lens, registered with transformers under the name ``"dlm_lens"``.
+
+A model loaded with ``attn_implementation="dlm_lens"`` calls :func:`lens_attention` in every layer. What is
+to happen there travels as the keyword ``lens`` from the model's forward, so nothing is patched and two runs
+cannot see each other; without that keyword the model behaves like any other transformers model.
+"""
+
+from __future__ import annotations
+
+from contextlib import AbstractContextManager, nullcontext
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, Protocol
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+from torch.nn.attention import SDPBackend, sdpa_kernel
+from transformers import AttentionInterface, AttentionMaskInterface
+
+if TYPE_CHECKING:
+    from dlm_lens.policies.base import PolicyRun, StepPlan
+
+NAME = "dlm_lens"
+
+# Fastest first, as measured on Hopper; PyTorch itself would prefer FlashAttention-2 to cuDNN.
+_CUDA_BACKENDS = [
+    SDPBackend.CUDNN_ATTENTION,
+    SDPBackend.FLASH_ATTENTION,
+    SDPBackend.EFFICIENT_ATTENTION,
+    SDPBackend.MATH,
+]
+
+
+class Observer(Protocol):
+    """What a context needs of a recorder: to be shown ``q, k`` of every layer."""
+
+    def observe(self, layer: int, q: Tensor, k: Tensor, context: StepContext) -> None: ...
+
+
+@dataclass
+class StepContext:
+    """What one forward pass of a run needs to know inside the attention layers.
+
+    ``start`` is a LongTensor [B] with the first valid position of each left-padded sample, or None when
+    nothing is padded. ``causal`` is True for autoregressive models.
+    """
+
+    step: int
+    plan: StepPlan
+    run: PolicyRun
+    recorder: Observer | None = None
+    start: Tensor | None = None
+    causal: bool = False
+
+
+def lens_attention(
+    module: nn.Module,
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    attention_mask: Tensor | None,
+    *,
+    scaling: float | None = None,
+    dropout: float = 0.0,
+    lens: StepContext | None = None,
+    **_: Any,
+) -> tuple[Tensor, None]:
+    """Attention of one layer: the policy's where a run is under way, plain dense attention otherwise.
+
+    ``query`` is [B, H, Lq, D], ``key`` and ``value`` [B, Hkv, Lk, D], all after RoPE. Returns the output as
+    [B, Lq, H, D], which transformers expects, and no weights: they are never materialised.
+    """
+    if lens is None:
+        causal = getattr(module, "is_causal", True) and getattr(module.config, "is_causal", True)
+        return _sdpa(query, key, value, attention_mask, causal, scaling, dropout).transpose(1, 2), None
+    layer = int(module.layer_idx)  # type: ignore[arg-type]
+    out = lens.run.attend(layer, query, key, value, lens)
+    if lens.recorder is not None:
+        lens.recorder.observe(layer, query, key, lens)
+    return out.transpose(1, 2), None
+
+
+def dense_attention(
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    *,
+    scale: float | None = None,
+    start: Tensor | None = None,
+    causal: bool = False,
+) -> Tensor:
+    """Full softmax attention by the fastest backend present; the baseline that every policy is compared with.
+
+    ``q`` is [B, H, Lq, D], ``k, v`` [B, Hkv, Lk, D] with ``Hkv`` dividing ``H``; ``start`` LongTensor [B]
+    holds the first valid position of each sample. When ``Lq == Lk``, queries before it return zeros; with
+    fewer queries than keys they are taken for the last positions if ``causal``. Returns [B, H, Lq, D], laid
+    out so that ``transpose(1, 2)`` is free. Scale is ``D ** -0.5`` unless given.
+
+    Every padded sample attends over its own valid range, so no mask is built at all: masks cost more than the
+    separate calls and would rule out the fastest backends.
+    """
+    starts = None if start is None else start.tolist()
+    if starts is None or not any(starts):
+        return _sdpa(q, k, v, None, causal, scale)
+    aligned = q.shape[2] == k.shape[2]
+    out = q.new_zeros(q.shape[0], q.shape[2], q.shape[1], v.shape[3]).transpose(1, 2)
+    for b, first in enumerate(starts):
+        one, queries, keys = slice(b, b + 1), slice(first if aligned else 0, None), slice(first, None)
+        out[one, :, queries] = _sdpa(
+            q[one, :, queries], k[one, :, keys], v[one, :, keys], None, causal, scale
+        )
+    return out
+
+
+def _sdpa(
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    mask: Tensor | None,
+    causal: bool,
+    scale: float | None,
+    dropout: float = 0.0,
+) -> Tensor:
+    queries, keys = q.shape[2], k.shape[2]
+    if mask is not None or (causal and 1 < queries != keys):
+        mask, causal = _full_mask(mask, causal, queries, keys, q.device), False
+    causal = causal and queries > 1  # a single query is the last position: it sees every key
+    grouped = q.shape[1] != k.shape[1]
+    with _fastest_backend(q):
+        return F.scaled_dot_product_attention(
+            q, k, v, attn_mask=mask, dropout_p=dropout, is_causal=causal, scale=scale, enable_gqa=grouped
+        )
+
+
+def _fastest_backend(q: Tensor) -> AbstractContextManager[Any]:
+    return sdpa_kernel(_CUDA_BACKENDS, set_priority=True) if q.is_cuda else nullcontext()
+
+
+def _full_mask(mask: Tensor | None, causal: bool, queries: int, keys: int, device: torch.device) -> Tensor:
+    """What SDPA needs where its ``is_causal`` does not say it all; True marks what may be attended.
+
+    ``mask`` is what came through transformers: [B, Lk] for padding, or a ready 4-D mask, taken as it is.
+    """
+    if mask is not None and mask.ndim == 4:
+        return mask
+    padding = torch.ones(1, keys, dtype=torch.bool, device=device) if mask is None else mask.bool()
+    if not causal:
+        return padding[:, None, None, :]
+    position = torch.arange(keys, device=device)
+    own = position[keys - queries :, None]
+    # A padding query may see itself: a row with nothing to attend to would be NaN.
+    return (padding[:, None, None, :] & (position <= own)) | (position == own)
+
+
+def _key_mask(*, attention_mask: Tensor | None, **_: Any) -> Tensor | None:
+    """Mask function for transformers: the caller's 2-D mask, if any, and never one of L × L."""
+    return attention_mask
+
+
+AttentionInterface.register(NAME, lens_attention)
+AttentionMaskInterface.register(NAME, _key_mask)
