@@ -1,0 +1,70 @@
+"""What all tests share: no network, fixed seeds, the two cores of a small machine, models, a browser."""
+
+from __future__ import annotations
+
+import os
+import random
+import shutil
+from pathlib import Path
+
+os.environ["HF_HUB_OFFLINE"] = "1"
+os.environ["MPLBACKEND"] = "Agg"
+os.environ["TQDM_DISABLE"] = "1"
+
+import hypothesis
+import numpy as np
+import pytest
+import torch
+
+import dlm_lens as dl
+
+ROOT = Path(__file__).resolve().parent.parent
+
+torch.set_num_threads(min(2, torch.get_num_threads()))
+hypothesis.settings.register_profile("dlm-lens", deadline=None, max_examples=25, derandomize=True)
+hypothesis.settings.load_profile("dlm-lens")
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    if torch.cuda.is_available():
+        return
+    for item in items:
+        if item.get_closest_marker("gpu"):
+            item.add_marker(pytest.mark.skip(reason="no CUDA device"))
+
+
+@pytest.fixture(autouse=True)
+def _seeds():
+    random.seed(0)
+    np.random.seed(0)  # noqa: NPY002
+    torch.manual_seed(0)
+
+
+@pytest.fixture(scope="session")
+def root() -> Path:
+    """The repository."""
+    return ROOT
+
+
+@pytest.fixture(scope="session")
+def random_dlm() -> dl.DLM:
+    """An untrained LLaDA of two layers, for tests where only shapes and identities matter."""
+    return dl.random_model("llada", layers=2, hidden=32, heads=4, vocab=64, seed=0)
+
+
+@pytest.fixture(scope="session")
+def tiny() -> dl.DLM:
+    """The bundled diffusion model."""
+    return dl.load("tiny")
+
+
+@pytest.fixture(scope="session")
+def chromium() -> str:
+    """Path of the system's Chromium; without one, browser tests are skipped, but on CI they fail."""
+    names = ("chromium", "chromium-browser", "google-chrome")
+    if path := next(filter(None, map(shutil.which, names)), None):
+        return path
+    message = "no Chromium on the PATH (on Debian: apt-get install chromium)"
+    if os.environ.get("CI"):
+        pytest.fail(message)
+    pytest.skip(message)
