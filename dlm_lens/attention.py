@@ -92,9 +92,9 @@ def dense_attention(
     """Full softmax attention by the fastest backend present; the baseline that every policy is compared with.
 
     ``q`` is [B, H, Lq, D], ``k, v`` [B, Hkv, Lk, D] with ``Hkv`` dividing ``H``; ``start`` LongTensor [B]
-    holds the first valid position of each sample. When ``Lq == Lk``, queries before it return zeros; with
-    fewer queries than keys they are taken for the last positions if ``causal``. Returns [B, H, Lq, D], laid
-    out so that ``transpose(1, 2)`` is free. Scale is ``D ** -0.5`` unless given.
+    holds the first valid position of each sample. If ``causal``, fewer queries than keys are taken for the
+    last positions; otherwise they may stand anywhere. Queries known to be padding return zeros. Scale is
+    ``D ** -0.5`` unless given. Returns [B, H, Lq, D].
 
     Every padded sample attends over its own valid range, so no mask is built at all: masks cost more than the
     separate calls and would rule out the fastest backends.
@@ -102,10 +102,15 @@ def dense_attention(
     starts = None if start is None else start.tolist()
     if starts is None or not any(starts):
         return _sdpa(q, k, v, None, causal, scale)
-    aligned = q.shape[2] == k.shape[2]
+    more_keys = k.shape[2] - q.shape[2]
+    aligned = causal or more_keys == 0
     out = q.new_zeros(q.shape[0], q.shape[2], q.shape[1], v.shape[3]).transpose(1, 2)
     for b, first in enumerate(starts):
-        one, queries, keys = slice(b, b + 1), slice(first if aligned else 0, None), slice(first, None)
+        one, queries, keys = (
+            slice(b, b + 1),
+            slice(max(0, first - more_keys) if aligned else 0, None),
+            slice(first, None),
+        )
         out[one, :, queries] = _sdpa(
             q[one, :, queries], k[one, :, keys], v[one, :, keys], None, causal, scale
         )
