@@ -1,0 +1,100 @@
+"""What of a trace fits into a size budget: coarser maps first, then fewer heads, steps and layers."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass, replace
+
+from dlm_lens.trace import Trace
+
+_FEWEST_BINS = 16
+_FEWEST_STEPS = 8
+
+
+@dataclass(frozen=True)
+class Plan:
+    """Which parts of a trace to pack: indices of steps, layers and heads, and bins of the pooled maps."""
+
+    steps: tuple[int, ...]
+    layers: tuple[int, ...]
+    heads: tuple[int, ...]
+    bins: int  # 0: no maps
+
+    @property
+    def selections(self) -> int:
+        """The mean of everything, the mean of each layer, and each head."""
+        return 1 + len(self.layers) * (1 + len(self.heads))
+
+
+def full_plan(trace: Trace) -> Plan:
+    """Everything that the trace has."""
+    sizes = trace.dataset.sizes
+    bins = sizes["query_bin"] if "pooled_map" in trace.dataset else 0
+    return Plan(*(tuple(range(sizes.get(dim, 0))) for dim in ("step", "layer", "head")), bins=bins)
+
+
+def raw_bytes(plan: Plan, trace: Trace) -> int:
+    """Size of the large arrays of a plan before compression."""
+    per_step = plan.selections * plan.bins**2
+    if "column_mass" in trace.dataset:
+        per_step += plan.selections * trace.length * 9 // 8
+    return trace.samples * len(plan.steps) * (per_step + 6 * trace.length)
+
+
+def plans(trace: Trace) -> Iterator[Plan]:
+    """The full plan, then ever smaller ones: by turns coarser maps, every other head, step and layer."""
+    plan = full_plan(trace)
+    yield plan
+    while True:
+        before = plan
+        for smaller in (_halve_bins, _halve_heads, _halve_steps, _halve_layers):
+            after = smaller(plan)
+            if after != plan:
+                plan = after
+                yield plan
+        if plan == before:
+            break
+    if plan.bins:
+        yield replace(plan, bins=0)
+
+
+def _halve_bins(plan: Plan) -> Plan:
+    fits = plan.bins % 2 == 0 and plan.bins // 2 >= _FEWEST_BINS
+    return replace(plan, bins=plan.bins // 2) if fits else plan
+
+
+def _halve_heads(plan: Plan) -> Plan:
+    return replace(plan, heads=plan.heads[::2])
+
+
+def _halve_steps(plan: Plan) -> Plan:
+    if len(plan.steps) < 2 * _FEWEST_STEPS:
+        return plan
+    kept = plan.steps[::2]
+    return replace(plan, steps=kept if kept[-1] == plan.steps[-1] else (*kept, plan.steps[-1]))
+
+
+def _halve_layers(plan: Plan) -> Plan:
+    return replace(plan, layers=plan.layers[::2])
+
+
+def describe(plan: Plan, full: Plan) -> list[str]:
+    """What a plan leaves out, in sentences for the page; empty if nothing."""
+    notes = []
+    if plan.bins == 0 and full.bins:
+        notes.append("Attention maps are left out.")
+    elif plan.bins < full.bins:
+        notes.append(
+            f"Attention maps have {plan.bins} × {plan.bins} bins instead of {full.bins} × {full.bins}."
+        )
+    if len(plan.heads) < len(full.heads):
+        notes.append(
+            f"{len(plan.heads)} of {len(full.heads)} heads of a layer are shown; means are over all of them."
+        )
+    if len(plan.layers) < len(full.layers):
+        notes.append(
+            f"{len(plan.layers)} of {len(full.layers)} layers are shown; the mean is over all of them."
+        )
+    if len(plan.steps) < len(full.steps):
+        notes.append(f"{len(plan.steps)} of {len(full.steps)} recorded steps are shown.")
+    return notes

@@ -1,0 +1,64 @@
+"""The explorer as one HTML file that needs neither kernel nor network."""
+
+from __future__ import annotations
+
+import base64
+import html
+
+from dlm_lens.explorer.data import Packed, pack
+from dlm_lens.explorer.source import page_script, page_styles
+from dlm_lens.trace import Trace
+
+_PAGE = """<!doctype html>
+<html lang="en">
+<head>
+<meta charset="utf-8">
+<meta name="viewport" content="width=device-width, initial-scale=1">
+<meta name="color-scheme" content="light dark">
+<title>{title}</title>
+<link rel="icon" href="data:,">
+<style>{styles}</style>
+</head>
+<body>
+<main id="dl-host"><noscript>The explorer needs JavaScript.</noscript></main>
+<script type="application/json" id="dl-manifest">{manifest}</script>
+<script type="text/plain" id="dl-payload">{payload}</script>
+<script type="module">{script}</script>
+</body>
+</html>
+"""
+
+
+def json_in_html(text: str) -> str:
+    """JSON that cannot end the script element it stands in, whatever its strings hold."""
+    for character in "<>&\u2028\u2029":
+        text = text.replace(character, f"\\u{ord(character):04x}")
+    return text
+
+
+def page(trace: Trace, title: str | None = None, max_bytes: int = 25_000_000) -> str:
+    """The HTML text of at most ``max_bytes`` UTF-8 bytes.
+
+    What does not fit is left out as :func:`dlm_lens.explorer.data.pack` does, and the page says so.
+    Raises ``ValueError`` if even the smallest reduction does not fit.
+    """
+    frame = len(page_script().encode()) + len(page_styles().encode()) + len(_PAGE)
+    room = max_bytes - frame
+    while room > 0:
+        packed = pack(trace, title=title, max_bytes=room * 3 // 4)
+        text = _render(packed)
+        surplus = len(text.encode()) - max_bytes
+        if surplus <= 0:
+            return text
+        room -= surplus + 3
+    raise ValueError(f"max_bytes={max_bytes:,} is too small: the page alone takes {frame:,} bytes")
+
+
+def _render(packed: Packed) -> str:
+    return _PAGE.format(
+        title=html.escape(f"{packed.manifest['title']} · dlm-lens"),
+        styles=page_styles(),
+        manifest=json_in_html(packed.manifest_json()),
+        payload=base64.b64encode(packed.payload).decode(),
+        script=page_script(),
+    )

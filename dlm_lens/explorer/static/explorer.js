@@ -1,0 +1,195 @@
+// Puts the views together: shared state, theme, keyboard, and the link to a host (a kernel's model or none).
+
+const INKS = [
+  "text", "dim", "line", "surface", "plot", "sink", "fresh", "follow", "playhead", "boundary", "frontier",
+  "kind-dense", "kind-refresh", "kind-sparse", "kind-cached",
+];
+const GUTTER = { left: 62, right: 14 };
+
+class App {
+  constructor(root, data, initial) {
+    this.root = root;
+    this.data = data;
+    this.tip = new Tooltip(root);
+    this.store = new Store({ step: 0, layer: -1, head: -1, sample: 0, follow: -1, hover: -1, playing: false, speed: 8, ...initial });
+    this.ranges = new Map();
+    this.readTheme();
+  }
+
+  readTheme() {
+    this.theme = hostIsDark() ? "dark" : "light";
+    this.root.dataset.theme = this.theme;
+    const style = getComputedStyle(this.root);
+    this.inks = Object.fromEntries(INKS.map((name) => [name, style.getPropertyValue(`--dl-${name}`).trim()]));
+    this.family = style.fontFamily;
+  }
+
+  ink(name) {
+    return this.inks[name];
+  }
+
+  font(size) {
+    return `${size}px ${this.family}`;
+  }
+
+  scale() {
+    return SCALES[this.theme];
+  }
+
+  // Where steps lie on the x axis: the same for every view as wide as the explorer.
+  timeSpan(width) {
+    const room = width - GUTTER.left - GUTTER.right;
+    return { left: GUTTER.left, width: room, cell: room / this.data.steps.length };
+  }
+
+  massRange() {
+    return this.rangeOf("mass", massRange);
+  }
+
+  mapRange() {
+    return this.rangeOf("map", mapRange);
+  }
+
+  rangeOf(name, compute) {
+    const { sample, layer, head } = this.store.state;
+    const selection = this.data.selection(layer, head);
+    const key = `${name} ${sample} ${selection}`;
+    if (!this.ranges.has(key)) this.ranges.set(key, compute(this.data, sample, selection));
+    return this.ranges.get(key);
+  }
+
+  selectionText() {
+    const { layer, head } = this.store.state;
+    if (layer < 0) return "mean of all heads";
+    const name = `layer ${this.data.layers[layer]}`;
+    return head < 0 ? `${name}, mean of its heads` : `${name}, head ${this.data.heads[head]}`;
+  }
+
+  stepBy(by) {
+    const last = this.data.steps.length - 1;
+    this.store.set({ step: Math.max(0, Math.min(last, this.store.state.step + by)), playing: false });
+  }
+
+  togglePlay() {
+    const { state } = this.store;
+    const atEnd = state.step === this.data.steps.length - 1;
+    this.store.set({ playing: !state.playing, ...(atEnd && !state.playing ? { step: 0 } : {}) });
+    if (state.playing) this.run();
+  }
+
+  run() {
+    const { state } = this.store;
+    let due = performance.now() + 1000 / state.speed;
+    const tick = (now) => {
+      if (!state.playing || !this.root.isConnected) return;
+      if (now >= due) {
+        due = Math.max(due + 1000 / state.speed, now);
+        const step = state.step + 1;
+        if (step >= this.data.steps.length) return this.store.set({ playing: false });
+        this.store.set({ step });
+      }
+      requestAnimationFrame(tick);
+    };
+    requestAnimationFrame(tick);
+  }
+
+  // Pressing and dragging on a view over time goes to the step under the pointer.
+  dragTime(surface) {
+    const { node } = surface;
+    const go = (event) => {
+      const { left, cell } = this.timeSpan(surface.width);
+      const step = Math.floor((pointer(event, node)[0] - left) / cell);
+      this.store.set({ step: Math.max(0, Math.min(this.data.steps.length - 1, step)), playing: false });
+    };
+    node.addEventListener("pointerdown", (event) => {
+      if (event.button !== 0 || event.shiftKey) return;
+      node.setPointerCapture(event.pointerId);
+      go(event);
+    });
+    node.addEventListener("pointermove", (event) => {
+      if (node.hasPointerCapture(event.pointerId)) go(event);
+    });
+  }
+
+  follow(by) {
+    const { sample, follow } = this.store.state;
+    const first = this.data.start(sample);
+    const from = follow < 0 ? (by > 0 ? this.data.promptLength - 1 : this.data.promptLength + 1) : follow;
+    this.store.set({ follow: Math.max(first, Math.min(this.data.positions - 1, from + by)) });
+  }
+
+  key(event) {
+    if (event.ctrlKey || event.metaKey || event.altKey || event.target.matches?.("select, input, textarea")) return;
+    const stride = event.shiftKey ? 10 : 1;
+    const onButton = event.target.matches?.("button");
+    const act = {
+      ArrowLeft: () => this.stepBy(-stride),
+      ArrowRight: () => this.stepBy(stride),
+      Home: () => this.stepBy(-Infinity),
+      End: () => this.stepBy(Infinity),
+      " ": onButton ? null : () => this.togglePlay(),
+      a: () => this.store.set({ layer: -1, head: -1 }),
+      "[": () => this.follow(-1),
+      "]": () => this.follow(1),
+      Escape: () => this.store.set({ follow: -1 }),
+    }[event.key];
+    if (!act) return;
+    event.preventDefault();
+    event.stopPropagation();
+    act();
+  }
+}
+
+function header(app) {
+  const { data, store } = app;
+  const { manifest } = data;
+  const facts = manifest.facts.map(([name, value]) => el("span", {}, el("i", {}, name), value));
+  const title = el("div", { class: "dl-title" }, el("b", {}, manifest.title), el("div", { class: "dl-facts" }, ...facts));
+  const tools = el("div", { class: "dl-tools" });
+  if (data.samples > 1) {
+    const choose = el("select", { "aria-label": "Sample of the batch" });
+    for (let i = 0; i < data.samples; i++) choose.append(el("option", { value: i }, `sample ${i + 1} of ${data.samples}`));
+    choose.addEventListener("change", () => store.set({ sample: Number(choose.value), follow: -1 }));
+    store.views.push({ update: (changed) => changed.has("sample") && (choose.value = store.state.sample) });
+    tools.append(choose);
+  }
+  return el("header", { class: "dl-header" }, title, tools);
+}
+
+function notes(manifest) {
+  if (!manifest.notes.length) return null;
+  const items = manifest.notes.map((note) => el("li", {}, note));
+  return el("aside", { class: "dl-notes", "aria-label": "What was left out" }, el("b", {}, "Left out to stay within the size budget"), el("ul", {}, ...items));
+}
+
+// Builds the explorer inside `host`; returns the app and a function that takes it down again.
+async function mount(host, manifest, payload, initial = {}) {
+  const root = el("div", { class: "dl-explorer", "data-lm-suppress-shortcuts": "true" });
+  host.append(root);
+  const data = await unpack(manifest, payload);
+  const app = new App(root, data, { metric: manifest.metrics[0]?.key, ...initial });
+  const { store } = app;
+  const views = [makeScrubber, makeText, makeGrid, makeMap, makeRaster, makeDrift].map((make) => make(app));
+  store.views.push(...views);
+  const [time, text, grid, map, raster, drift] = views.map((view) => view.root);
+  const now = el("div", { class: "dl-now" }, text, grid, map);
+  root.prepend(...[header(app), notes(manifest), time, now, raster, drift].filter(Boolean));
+  root.addEventListener("keydown", (event) => app.key(event));
+  const stopWatching = watchTheme(() => {
+    app.readTheme();
+    store.redraw("theme");
+  });
+  const sizes = new ResizeObserver(() => store.redraw("layout"));
+  sizes.observe(root);
+  store.redraw("layout");
+  store.flush();
+  return {
+    app,
+    unmount() {
+      store.set({ playing: false });
+      stopWatching();
+      sizes.disconnect();
+      root.remove();
+    },
+  };
+}
