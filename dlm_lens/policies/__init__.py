@@ -1,0 +1,18 @@
+"""Attention policies, one file per method: what each step computes and attends to."""
+
+from dlm_lens.policies.base import Policy, PolicyRun, RunInfo, StepPlan
+from dlm_lens.policies.columns import ColumnPattern
+from dlm_lens.policies.dense import Dense
+from dlm_lens.policies.pulsecol import PulseCol
+from dlm_lens.policies.random_columns import RandomColumns
+
+__all__ = [
+    "ColumnPattern",
+    "Dense",
+    "Policy",
+    "PolicyRun",
+    "PulseCol",
+    "RandomColumns",
+    "RunInfo",
+    "StepPlan",
+]

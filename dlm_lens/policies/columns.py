@@ -1,0 +1,120 @@
+"""Column sparsity, shared by several policies: groups of neighbouring queries with one list of keys each.
+
+Groups and keys are counted from a sample's first valid position, and the budget is a share of its valid
+length: a left-padded sample is treated exactly as if it were alone, which is also why kernels need not know
+of padding.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import torch
+from dlm_kernels.column_sparse_attention import column_sparse_attention
+from dlm_kernels.retained_mass import retained_mass
+from torch import Tensor
+
+
+def check_columns(sparsity: float, group_size: int) -> None:
+    """Raise ValueError unless these can be parameters of a column-sparse policy."""
+    if not 0 <= sparsity < 1:
+        raise ValueError(f"sparsity={sparsity} must be in [0, 1): the share of keys that is left out")
+    if group_size < 1:
+        raise ValueError(f"group_size={group_size} must be at least 1 query")
+
+
+def column_budget(sparsity: float, keys: int) -> int:
+    """Columns kept of ``keys``: round((1 − sparsity) · keys), at least 1."""
+    return max(1, round((1 - sparsity) * keys))
+
+
+@dataclass(frozen=True)
+class Span:
+    """Rows of a batch with the same valid range: ``rows``, valid from position ``first`` on."""
+
+    rows: slice
+    first: int
+
+    def of(self, tensor: Tensor) -> Tensor:
+        """The valid part of a [B, H, L, ...] tensor, as a view."""
+        return tensor[self.rows, :, self.first :]
+
+
+def spans_of(start: Tensor | None) -> list[Span]:
+    """The whole batch as one span where nothing is padded, otherwise one span per sample."""
+    if start is None:
+        return [Span(slice(None), 0)]
+    return [Span(slice(b, b + 1), first) for b, first in enumerate(start.tolist())]
+
+
+@dataclass(frozen=True)
+class ColumnLists:
+    """The kept keys of one span: ``columns`` int32 [rows, H, groups, K] ascending, of which the first
+    ``counts`` int32 [rows, H, groups] are meant. Groups and keys count from the span's first valid
+    position."""
+
+    span: Span
+    columns: Tensor
+    counts: Tensor
+
+
+@dataclass(frozen=True)
+class ColumnPattern:
+    """The keys that each (sample, head, group of ``group_size`` neighbouring queries) of a layer keeps."""
+
+    lists: tuple[ColumnLists, ...]
+    group_size: int
+    length: int
+
+    @classmethod
+    def build(
+        cls,
+        select: Callable[[Span], tuple[Tensor, Tensor]],
+        *,
+        start: Tensor | None,
+        group_size: int,
+        length: int,
+    ) -> ColumnPattern:
+        """The pattern whose ``(columns, counts)`` of every span are what ``select`` returns for it."""
+        lists = tuple(ColumnLists(span, *select(span)) for span in spans_of(start))
+        return cls(lists, group_size, length)
+
+    @property
+    def density(self) -> float:
+        """Kept keys as a share of the valid ones, mean over samples, heads and groups."""
+        shares = [c.counts.double().mean(dim=(1, 2)) / (self.length - c.span.first) for c in self.lists]
+        return float(torch.cat(shares).mean())
+
+    def attend(self, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+        """Softmax attention over the kept keys only, [B, H, L, D]; rows of padding are zero."""
+        outputs = [
+            column_sparse_attention(
+                *map(c.span.of, (q, k, v)), c.columns, c.counts, group_size=self.group_size
+            )
+            for c in self.lists
+        ]
+        if len(outputs) == 1 and self.lists[0].span.first == 0:
+            return outputs[0]
+        out = q.new_zeros(q.shape[0], q.shape[2], q.shape[1], v.shape[3]).transpose(1, 2)
+        for c, part in zip(self.lists, outputs, strict=True):
+            c.span.of(out).copy_(part)
+        return out
+
+    def retained_mass(self, q: Tensor, k: Tensor, *, lse: Tensor | None = None) -> tuple[Tensor, Tensor]:
+        """Share of the dense attention that falls on the kept keys: mean and minimum over valid queries.
+
+        Both [B, H] float32; ``lse`` [B, H, L], the dense log-sum-exp, saves computing it again.
+        """
+        parts = [
+            retained_mass(
+                c.span.of(q),
+                c.span.of(k),
+                c.columns,
+                c.counts,
+                group_size=self.group_size,
+                lse=None if lse is None else c.span.of(lse),
+            )
+            for c in self.lists
+        ]
+        return torch.cat([mean for mean, _ in parts]), torch.cat([minimum for _, minimum in parts])

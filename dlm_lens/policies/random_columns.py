@@ -1,0 +1,81 @@
+"""Random columns: the control that every claim about a chosen sparse pattern needs."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from dlm_kernels.select_columns import select_columns
+from torch import Tensor
+
+from dlm_lens.attention import StepContext
+from dlm_lens.policies.base import Policy, PolicyRun, RunInfo, StepPlan
+from dlm_lens.policies.columns import ColumnPattern, Span, check_columns, column_budget
+
+# Random scores of a layer are drawn for as many groups at a time as fit into this many bytes.
+_DRAW_BYTES = 64 << 20
+
+
+@dataclass(frozen=True)
+class RandomColumns(Policy):
+    """PulseCol's budget spent on keys drawn at random, so that what choosing them adds can be told.
+
+    Every (layer, head, group of ``group_size`` neighbouring queries) keeps its own round((1 − sparsity) ·
+    L) keys, drawn uniformly without replacement before the first step and never changed; ``L`` counts a
+    sample's valid positions, so that padding is never drawn. Every step is sparse, the first included. The
+    draw depends on ``seed`` and on the seed of the run.
+    """
+
+    sparsity: float = 0.8
+    group_size: int = 32
+    seed: int = 0
+
+    def __post_init__(self) -> None:
+        check_columns(self.sparsity, self.group_size)
+
+    @property
+    def label(self) -> str:
+        return f"Random columns {self.sparsity:.0%}"
+
+    @property
+    def density(self) -> float:
+        return 1 - self.sparsity
+
+    def start(self, info: RunInfo) -> PolicyRun:
+        if info.spec.causal:
+            raise ValueError(f"{self.label} draws from all keys, but {info.spec.name!r} is causal")
+        return _RandomColumnsRun(self, info)
+
+
+class _RandomColumnsRun(PolicyRun):
+    def __init__(self, policy: RandomColumns, info: RunInfo) -> None:
+        generator = torch.Generator(info.device).manual_seed(policy.seed + info.seed)
+        size = policy.group_size
+
+        def draw(span: Span) -> tuple[Tensor, Tensor]:
+            rows = len(range(*span.rows.indices(info.batch)))
+            keys = info.length - span.first
+            budget = column_budget(policy.sparsity, keys)
+            groups = -(-keys // size)
+            at_once = max(1, _DRAW_BYTES // (4 * rows * info.spec.heads * keys))
+            pieces = []
+            for first in range(0, groups, at_once):
+                shape = rows, info.spec.heads, min(at_once, groups - first), keys
+                scores = torch.rand(shape, generator=generator, device=info.device)
+                pieces.append(select_columns(1 - scores, budget))  # in (0, 1]: zeros are never selected
+            columns, counts = zip(*pieces, strict=True)
+            return torch.cat(columns, dim=2), torch.cat(counts, dim=2)
+
+        self._patterns = [
+            ColumnPattern.build(draw, start=info.start, group_size=size, length=info.length)
+            for _ in range(info.spec.layers)
+        ]
+
+    def plan(self, step: int, tokens: Tensor) -> StepPlan:
+        return StepPlan(step, "sparse")
+
+    def attend(self, layer: int, q: Tensor, k: Tensor, v: Tensor, context: StepContext) -> Tensor:
+        return self._patterns[layer].attend(q, k, v)
+
+    def pattern(self, layer: int) -> ColumnPattern | None:
+        return self._patterns[layer]
