@@ -19,7 +19,7 @@ _NAMES: dict[str, str | None] = {
     "Spec": "dlm_lens.models",
     "load": "dlm_lens.models",
     "random_model": "dlm_lens.models",
-    "denoise": "dlm_lens.denoise",
+    "denoise": "dlm_lens.denoising",
     "LowConfidence": "dlm_lens.samplers",
     "Threshold": "dlm_lens.samplers",
     "DreamSampler": "dlm_lens.samplers",

@@ -115,7 +115,7 @@ def denoise(
     steps = gen_length if steps is None else steps
     _check_positive(gen_length=gen_length, steps=steps)
     policy = Dense() if policy is None else policy
-    sampler = _default_sampler(dlm.spec, gen_length) if sampler is None else sampler
+    sampler = default_sampler(dlm.spec, gen_length) if sampler is None else sampler
     _check_types(policy, sampler)
     sampler.check(gen_length, steps)
     _check_model(dlm.spec, sampler, cfg_scale)
@@ -290,7 +290,8 @@ def _begin(
     )
 
 
-def _default_sampler(spec: Spec, gen_length: int) -> Sampler:
+def default_sampler(spec: Spec, gen_length: int) -> Sampler:
+    """The sampler that models of this family were published with, in blocks of at most 32."""
     if spec.causal:
         return LeftToRight()
     if spec.family == "dream":
