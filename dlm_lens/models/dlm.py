@@ -1,0 +1,221 @@
+"""One model as the rest of the package sees it: its modules, its tokenizer and the facts that denoising needs."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor
+
+from dlm_lens.models.checkpoint import save_weights
+from dlm_lens.models.family import Family
+from dlm_lens.models.prompt import Prompt, encode_prompt
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel, PreTrainedTokenizerFast
+
+    from dlm_lens.attention import StepContext
+
+
+@dataclass(frozen=True)
+class Spec:
+    """Facts of a model.
+
+    Attributes
+    ----------
+    name : what it was loaded as.
+    family : ``"llada"``, ``"dream"`` or ``"ar"`` (autoregressive).
+    mask_id : token id of ``[MASK]``; None for autoregressive models.
+    eos_id, pad_id, bos_id : token ids; ``bos_id`` may be None.
+    logit_shift : whether the prediction for position ``i`` is read at ``i − 1``; ``DLM.logits`` undoes it.
+    causal : whether attention looks to the left only.
+    layers, heads, kv_heads, head_dim, hidden, mlp, vocab : the shape.
+    max_length : positions the model was made for.
+    """
+
+    name: str
+    family: str
+    mask_id: int | None
+    eos_id: int
+    pad_id: int
+    bos_id: int | None
+    logit_shift: bool
+    causal: bool
+    layers: int
+    heads: int
+    kv_heads: int
+    head_dim: int
+    hidden: int
+    mlp: int
+    vocab: int
+    max_length: int
+
+
+class DLM:
+    """A diffusion language model (or its autoregressive twin), ready to denoise.
+
+    Made by :func:`dlm_lens.load` or :func:`dlm_lens.random_model`.
+
+    Attributes
+    ----------
+    model : the transformers module; its attention runs through ``dlm_lens.attention``.
+    tokenizer : None for random models.
+    spec : the facts of the model.
+    """
+
+    def __init__(
+        self, model: PreTrainedModel, tokenizer: PreTrainedTokenizerFast | None, spec: Spec, family: Family
+    ) -> None:
+        self.model = model
+        self.tokenizer = tokenizer
+        self.spec = spec
+        self._family = family
+
+    @property
+    def device(self) -> torch.device:
+        return self.model.device
+
+    @property
+    def dtype(self) -> torch.dtype:
+        return self.model.dtype
+
+    @torch.no_grad()
+    def logits(
+        self,
+        tokens: Tensor,
+        *,
+        start: Tensor | None = None,
+        keep: range | None = None,
+        context: StepContext | None = None,
+    ) -> Tensor:
+        """Predictions for the tokens at chosen positions, from one forward pass.
+
+        Parameters
+        ----------
+        tokens : int64 ``[B, L]``.
+        start : int64 ``[B]``, the first valid position of each row; what stands before is padding, gets no
+            attention and no position of its own. None: no padding.
+        keep : the positions wanted, all by default; logits of other positions are never computed.
+        context : the policy run, plan and recorder of a denoising step. Without one attention is dense.
+
+        Returns
+        -------
+        ``[B, len(keep), V]`` in the model's dtype. Row ``i`` always predicts position ``i``: models that read it
+        at ``i − 1`` are shifted here, and their first valid position keeps its own.
+        """
+        length = tokens.shape[1]
+        positions = torch.arange(length, device=tokens.device)[None]
+        padding_mask = None
+        if start is not None:
+            if context is None:
+                padding_mask = positions >= start[:, None]
+            positions = (positions - start[:, None]).clamp_min(0)
+        hidden = self.model.model(
+            input_ids=tokens,
+            attention_mask=padding_mask,
+            position_ids=positions,
+            use_cache=False,
+            lens=context,
+        ).last_hidden_state
+        return self.model.lm_head(self._read(hidden, keep or range(length), start))
+
+    def _read(self, hidden: Tensor, keep: range, start: Tensor | None) -> Tensor:
+        """The hidden states ``[B, len(keep), D]`` from which the positions in ``keep`` are predicted."""
+        if not self.spec.logit_shift:
+            return hidden[:, keep.start : keep.stop : keep.step]
+        wanted = torch.arange(keep.start, keep.stop, keep.step, device=hidden.device)
+        first = (
+            torch.zeros(hidden.shape[0], dtype=torch.long, device=hidden.device) if start is None else start
+        )
+        index = torch.where(wanted > first[:, None], wanted - 1, wanted)
+        return hidden.gather(1, index[..., None].expand(-1, -1, hidden.shape[-1]))
+
+    def encode(self, prompt: Any) -> Prompt:
+        """Token ids of a prompt: a string, a list of strings, chat messages, token ids or a list of those.
+
+        Shorter prompts of a batch are padded on the left. Raises ``ValueError`` for an empty prompt and
+        ``TypeError`` for what is no prompt.
+        """
+        return encode_prompt(prompt, self.tokenizer, self.spec)
+
+    def decode(self, tokens: Tensor) -> list[str]:
+        """Texts of rows of token ids ``[B, n]`` or ``[n]``, each up to its first end-of-text token."""
+        rows = tokens.reshape(-1, tokens.shape[-1]).tolist()
+        ends = {self.spec.eos_id, self.spec.pad_id}
+        cut = [row[: next((at for at, token in enumerate(row) if token in ends), None)] for row in rows]
+        if self.tokenizer is None:
+            return [" ".join(self.token_texts(row)) for row in cut]
+        return self.tokenizer.batch_decode(cut, skip_special_tokens=True)
+
+    def token_texts(self, ids: Tensor | Sequence[int]) -> list[str]:
+        """One text per token id, for display: special tokens as ``[MASK]``, ``<eos>``…, bytes that are no text
+        as the replacement character. Without a tokenizer ``‹id›``."""
+        flat = ids.flatten().tolist() if isinstance(ids, Tensor) else list(ids)
+        special = {self.spec.pad_id: "<pad>", self.spec.eos_id: "<eos>", self.spec.mask_id: "[MASK]"}
+        if self.tokenizer is None:
+            return [special.get(token) or f"‹{token}›" for token in flat]
+        known = {token: special.get(token) or self.tokenizer.decode([token]) for token in set(flat)}
+        return [known[token] for token in flat]
+
+    def save(self, folder: str | Path, *, max_shard_size: str | int = "5GB") -> None:
+        """Write config, weights and tokenizer in the family's published layout, loadable by :func:`load`."""
+        folder = Path(folder)
+        config = self._family.write_config(self.model.config)
+        save_weights(
+            self.model, config, folder, rename=self._family.to_published, max_shard_size=max_shard_size
+        )
+        if self.tokenizer is not None:
+            self.tokenizer.save_pretrained(folder)
+
+    def to(self, device: torch.device | str | None = None, dtype: torch.dtype | None = None) -> DLM:
+        """This model moved or converted, in place."""
+        self.model.to(device=device or self.device, dtype=dtype or self.dtype)
+        return self
+
+    def __repr__(self) -> str:
+        spec = self.spec
+        millions = sum(parameter.numel() for parameter in self.model.parameters()) / 1e6
+        return (
+            f"DLM({spec.name!r}, family={spec.family!r}, {millions:.1f} M parameters, {spec.layers} layers × "
+            f"{spec.heads} heads, {str(self.dtype).removeprefix('torch.')} on {self.device})"
+        )
+
+
+def make_spec(
+    name: str, config: Any, family: Family, tokenizer: Mapping[str, int | None] | None = None
+) -> Spec:
+    """The facts of a model from its configuration, and from its tokenizer's special ids where it names none."""
+    ids = dict(tokenizer or {})
+    eos = config.eos_token_id if config.eos_token_id is not None else ids.get("eos")
+    eos = eos[0] if isinstance(eos, list) else eos
+    if eos is None:
+        raise ValueError(f"model {name!r} names no end-of-text token; set eos_token_id in its config.json")
+    pad = config.pad_token_id if config.pad_token_id is not None else ids.get("pad")
+    mask = getattr(config, "mask_token_id", None)
+    if mask is None and not family.causal:
+        mask = ids.get("mask")
+        if mask is None:
+            raise ValueError(
+                f"model {name!r} names no mask token, so it cannot be denoised; set mask_token_id in its config.json"
+            )
+    return Spec(
+        name=name,
+        family=family.name,
+        mask_id=mask,
+        eos_id=eos,
+        pad_id=eos if pad is None else pad,
+        bos_id=config.bos_token_id,
+        logit_shift=family.logit_shift,
+        causal=family.causal,
+        layers=config.num_hidden_layers,
+        heads=config.num_attention_heads,
+        kv_heads=config.num_key_value_heads,
+        head_dim=getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads,
+        hidden=config.hidden_size,
+        mlp=config.intermediate_size,
+        vocab=config.vocab_size,
+        max_length=config.max_position_embeddings,
+    )
