@@ -92,7 +92,7 @@ class TestThreshold:
         assert out.timings["committed"].tolist() == [1, 1, 14]
 
     def test_refuses_impossible_parameters(self):
-        with pytest.raises(ValueError, match="threshold=1.5 must"):
+        with pytest.raises(ValueError, match=r"threshold=1\.5 must"):
             dl.Threshold(1.5)
 
 

@@ -90,7 +90,7 @@ class ColumnPattern:
         """Softmax attention over the kept keys only, [B, H, L, D]; rows of padding are zero."""
         outputs = [
             column_sparse_attention(
-                *map(c.span.of, (q, k, v)), c.columns, c.counts, group_size=self.group_size
+                c.span.of(q), c.span.of(k), c.span.of(v), c.columns, c.counts, group_size=self.group_size
             )
             for c in self.lists
         ]

@@ -10,7 +10,7 @@ from torch import Tensor
 
 from dlm_lens.attention import StepContext
 from dlm_lens.policies.base import Policy, PolicyRun, RunInfo, StepPlan
-from dlm_lens.policies.columns import ColumnPattern, Span, check_columns, column_budget
+from dlm_lens.policies.columns import ColumnPattern, check_columns, column_budget
 
 # Random scores of a layer are drawn for as many groups at a time as fit into this many bytes.
 _DRAW_BYTES = 64 << 20
@@ -21,7 +21,7 @@ class RandomColumns(Policy):
     """PulseCol's budget spent on keys drawn at random, so that what choosing them adds can be told.
 
     Every (layer, head, group of ``group_size`` neighbouring queries) keeps its own round((1 − sparsity) ·
-    L) keys, drawn uniformly without replacement before the first step and never changed; ``L`` counts a
+    L) keys, drawn uniformly without replacement at the first step and never changed; ``L`` counts a
     sample's valid positions, so that padding is never drawn. Every step is sparse, the first included. The
     draw depends on ``seed`` and on the seed of the run.
     """
@@ -49,33 +49,38 @@ class RandomColumns(Policy):
 
 class _RandomColumnsRun(PolicyRun):
     def __init__(self, policy: RandomColumns, info: RunInfo) -> None:
-        generator = torch.Generator(info.device).manual_seed(policy.seed + info.seed)
-        size = policy.group_size
-
-        def draw(span: Span) -> tuple[Tensor, Tensor]:
-            rows = len(range(*span.rows.indices(info.batch)))
-            keys = info.length - span.first
-            budget = column_budget(policy.sparsity, keys)
-            groups = -(-keys // size)
-            at_once = max(1, _DRAW_BYTES // (4 * rows * info.spec.heads * keys))
-            pieces = []
-            for first in range(0, groups, at_once):
-                shape = rows, info.spec.heads, min(at_once, groups - first), keys
-                scores = torch.rand(shape, generator=generator, device=info.device)
-                pieces.append(select_columns(1 - scores, budget))  # in (0, 1]: zeros are never selected
-            columns, counts = zip(*pieces, strict=True)
-            return torch.cat(columns, dim=2), torch.cat(counts, dim=2)
-
-        self._patterns = [
-            ColumnPattern.build(draw, start=info.start, group_size=size, length=info.length)
-            for _ in range(info.spec.layers)
-        ]
+        self._policy = policy
+        self._generator = torch.Generator(info.device).manual_seed(policy.seed + info.seed)
+        self._patterns: dict[int, ColumnPattern] = {}
 
     def plan(self, step: int, tokens: Tensor) -> StepPlan:
         return StepPlan(step, "sparse")
 
     def attend(self, layer: int, q: Tensor, k: Tensor, v: Tensor, context: StepContext) -> Tensor:
+        if layer not in self._patterns:
+            self._patterns[layer] = ColumnPattern.build(
+                lambda span: self._draw(span.of(q)),
+                start=context.start,
+                group_size=self._policy.group_size,
+                length=k.shape[2],
+            )
         return self._patterns[layer].attend(q, k, v)
 
     def pattern(self, layer: int) -> ColumnPattern | None:
         return self._patterns[layer]
+
+    def _draw(self, q: Tensor) -> tuple[Tensor, Tensor]:
+        """Random lists for queries [rows, H, L, D], one of round((1 − sparsity) · L) keys for each group."""
+        rows, heads, length, _ = q.shape
+        budget = column_budget(self._policy.sparsity, length)
+        groups = -(-length // self._policy.group_size)
+        at_once = max(1, _DRAW_BYTES // (4 * rows * heads * length))
+        pieces = []
+        for first in range(0, groups, at_once):
+            shape = rows, heads, min(at_once, groups - first), length
+            scores = 1 - torch.rand(
+                shape, generator=self._generator, device=q.device
+            )  # a zero is never selected
+            pieces.append(select_columns(scores, budget))
+        columns, counts = zip(*pieces, strict=True)
+        return torch.cat(columns, dim=2), torch.cat(counts, dim=2)
