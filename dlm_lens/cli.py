@@ -1,0 +1,218 @@
+"""The command ``dlm-lens``: the main functions of the package from a terminal, and nothing of its own."""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, NoReturn
+
+import dlm_lens as dl
+from dlm_lens.errors import DlmLensError
+
+if TYPE_CHECKING:
+    from dlm_lens.policies import Policy
+    from dlm_lens.samplers import Sampler
+
+POLICIES = {"dense": "Dense", "pulsecol": "PulseCol", "random": "RandomColumns"}
+SAMPLERS = {
+    "low-confidence": "LowConfidence",
+    "threshold": "Threshold",
+    "dream": "DreamSampler",
+    "left-to-right": "LeftToRight",
+}
+INTERRUPTED = 130  # what shells report for a command ended by Ctrl-C
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run one command and return its exit status: 0, 2 after an error, 130 after Ctrl-C."""
+    options = parser().parse_args(arguments)
+    try:
+        return options.run(options)
+    except (DlmLensError, ValueError, TypeError, OSError) as error:
+        print(f"dlm-lens: error: {_one_line(error)}", file=sys.stderr)
+        return 2
+    except KeyboardInterrupt:
+        print("dlm-lens: interrupted", file=sys.stderr)
+        return INTERRUPTED
+
+
+class _Parser(argparse.ArgumentParser):
+    def error(self, message: str) -> NoReturn:
+        self.exit(2, f"dlm-lens: error: {message} (see {self.prog} --help)\n")
+
+
+def parser() -> argparse.ArgumentParser:
+    """All commands and their options."""
+    root = _Parser(prog="dlm-lens", description=dl.__doc__.splitlines()[0] if dl.__doc__ else None)
+    root.add_argument("--version", action="version", version=f"dlm-lens {dl.__version__}")
+    commands = root.add_subparsers(required=True, metavar="command")
+
+    demo = commands.add_parser("demo", help="capture, explore and compare on the bundled model")
+    demo.add_argument("--out", type=Path, default=Path("out/demo"), help="folder to write to (%(default)s)")
+    demo.set_defaults(run=_demo)
+
+    capture = commands.add_parser("capture", help="denoise a prompt once and record what attention does")
+    _add_run_options(capture)
+    capture.add_argument("--policy", choices=POLICIES, default="dense", help="how to attend (%(default)s)")
+    capture.add_argument("--layers", type=_numbers, help="record only these, such as 0,2-5 (default: all)")
+    capture.add_argument("--heads", type=_numbers, help="record only these, such as 0,2-5 (default: all)")
+    capture.add_argument("--memory-budget", default="2 GB", help="refuse to need more (%(default)s)")
+    capture.add_argument("--out", required=True, type=Path, help="trace to write, a folder such as t.zarr")
+    capture.add_argument("--overwrite", action="store_true", help="replace a trace that is there already")
+    capture.set_defaults(run=_capture)
+
+    explore = commands.add_parser("explore", help="write a trace as one HTML file that works offline")
+    explore.add_argument("trace", type=Path)
+    explore.add_argument("--html", required=True, type=Path, help="file to write")
+    explore.set_defaults(run=_explore)
+
+    compare = commands.add_parser("compare", help="measure speed and quality of policies side by side")
+    _add_run_options(compare)
+    compare.add_argument(
+        "--policies",
+        type=_policy_names,
+        default=["dense", "pulsecol"],
+        help=f"comma-separated, of {', '.join(POLICIES)} (dense,pulsecol; dense and random are always added)",
+    )
+    compare.add_argument("--repeats", type=int, default=1, help="timed runs of each policy (%(default)s)")
+    compare.add_argument("--tasks", type=int, default=0, metavar="N", help="also ask N retrieval questions")
+    compare.add_argument("--out", type=Path, help="table to write: .csv, or .json with its provenance")
+    compare.set_defaults(run=_compare)
+
+    info = commands.add_parser("info", help="say what a trace holds")
+    info.add_argument("trace", type=Path)
+    info.set_defaults(run=_info)
+    return root
+
+
+def _add_run_options(command: argparse.ArgumentParser) -> None:
+    command.add_argument("--model", default="tiny", help="bundled name, folder or hub id (%(default)s)")
+    command.add_argument("--prompt", required=True, help="text; '-' reads it from standard input")
+    command.add_argument("--gen-length", type=int, default=64, help="tokens to generate (%(default)s)")
+    command.add_argument("--steps", type=int, help="denoising steps (default: as many as tokens)")
+    command.add_argument("--sampler", choices=SAMPLERS, help="default: the one the model was published with")
+    command.add_argument("--sparsity", type=float, help="share of keys left out by sparse policies")
+    command.add_argument("--seed", type=int, default=0)
+    command.add_argument("--device", help="such as cuda or cpu (default: a GPU if there is one)")
+
+
+def _demo(options: argparse.Namespace) -> int:
+    from dlm_lens.demo import demo
+
+    demo(options.out)
+    return 0
+
+
+def _capture(options: argparse.Namespace) -> int:
+    policy = _policy(options.policy, options.sparsity)
+    dlm = dl.load(options.model, device=options.device)
+    trace = dl.capture(
+        dlm,
+        _prompt(options.prompt),
+        gen_length=options.gen_length,
+        steps=options.steps,
+        policy=policy,
+        sampler=_sampler(options.sampler, options.gen_length),
+        layers=options.layers,
+        heads=options.heads,
+        path=options.out,
+        memory_budget=options.memory_budget,
+        seed=options.seed,
+        overwrite=options.overwrite,
+    )
+    print(trace)
+    if trace.attrs.get("interrupted"):
+        message = f"interrupted; {options.out} keeps the {len(trace.steps)} finished steps"
+        print(f"dlm-lens: {message}", file=sys.stderr)
+        return INTERRUPTED
+    print(f"\nLook at it: dlm-lens explore {options.out} --html {options.out.with_suffix('.html')}")
+    return 0
+
+
+def _explore(options: argparse.Namespace) -> int:
+    dl.explore(dl.open_trace(options.trace)).save_html(options.html)
+    print(f"{options.html} ({options.html.stat().st_size / 1e6:.1f} MB); open it in a browser")
+    return 0
+
+
+def _compare(options: argparse.Namespace) -> int:
+    from dlm_lens import measure
+
+    if options.out is not None:
+        measure.check_table_path(options.out)
+    sparsity = {name: options.sparsity for name in options.policies if name != "dense"}
+    policies = [_policy(name, sparsity.get(name)) for name in options.policies]
+    dlm = dl.load(options.model, device=options.device)
+    table = measure.compare(
+        dlm,
+        _prompt(options.prompt),
+        policies,
+        gen_length=options.gen_length,
+        steps=options.steps,
+        sampler=_sampler(options.sampler, options.gen_length),
+        repeats=options.repeats,
+        seed=options.seed,
+        tasks=measure.tasks.retrieval(dlm, options.tasks) if options.tasks else None,
+    )
+    print(measure.format_summary(table))
+    if options.out is not None:
+        measure.save_table(table, options.out)
+    return 0
+
+
+def _info(options: argparse.Namespace) -> int:
+    trace = dl.open_trace(options.trace)
+    print(trace)
+    for name in ("created", "device", "seed", "versions", "git_revision"):
+        if name in trace.attrs:
+            print(f"  {name:<15}{trace.attrs[name]}")
+    return 0
+
+
+def _prompt(text: str) -> str:
+    return sys.stdin.read() if text == "-" else text
+
+
+def _policy(name: str, sparsity: float | None) -> Policy:
+    if sparsity is None:
+        return getattr(dl, POLICIES[name])()
+    if name == "dense":
+        raise ValueError(f"--sparsity {sparsity} needs a sparse policy: {', '.join(list(POLICIES)[1:])}")
+    return getattr(dl, POLICIES[name])(sparsity=sparsity)
+
+
+def _sampler(name: str | None, gen_length: int) -> Sampler | None:
+    if name is None:
+        return None
+    in_blocks = {"block_length": min(32, gen_length)} if name in ("low-confidence", "threshold") else {}
+    return getattr(dl, SAMPLERS[name])(**in_blocks)
+
+
+def _policy_names(text: str) -> list[str]:
+    names = [name.strip() for name in text.split(",")]
+    for name in names:
+        if name not in POLICIES:
+            raise argparse.ArgumentTypeError(f"unknown policy {name!r}: choose from {', '.join(POLICIES)}")
+    return names
+
+
+def _numbers(text: str) -> list[int]:
+    """``"0,2-5"`` → [0, 2, 3, 4, 5]."""
+    numbers: list[int] = []
+    for part in text.split(","):
+        first, _, last = part.partition("-")
+        try:
+            numbers += range(int(first), int(last or first) + 1)
+        except ValueError:
+            raise argparse.ArgumentTypeError(f"{text!r} is not a list of numbers such as 0,2-5") from None
+    return numbers
+
+
+def _one_line(error: Exception) -> str:
+    return " ".join(str(error).split()) or type(error).__name__
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,22 @@
+"""Measuring policies against dense attention: speed and quality side by side, and where it was measured."""
+
+from dlm_lens.measure import tasks
+from dlm_lens.measure.compare import compare
+from dlm_lens.measure.environment import provenance
+from dlm_lens.measure.fidelity import Fidelity, fidelity
+from dlm_lens.measure.schedule import Schedule, schedule
+from dlm_lens.measure.tables import check_table_path, format_summary, save_table, summary
+
+__all__ = [
+    "Fidelity",
+    "Schedule",
+    "check_table_path",
+    "compare",
+    "fidelity",
+    "format_summary",
+    "provenance",
+    "save_table",
+    "schedule",
+    "summary",
+    "tasks",
+]

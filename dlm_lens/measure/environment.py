@@ -1,0 +1,94 @@
+"""Where a number was measured: versions, device, seed and date, kept beside every table."""
+
+from __future__ import annotations
+
+import os
+import platform
+import subprocess
+import sys
+from datetime import UTC, datetime
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch.backends import cuda
+
+import dlm_lens
+
+if TYPE_CHECKING:
+    from dlm_lens.models import DLM
+
+_PACKAGES = ("torch", "triton", "transformers", "numpy")
+
+
+def provenance(dlm: DLM, *, seed: int) -> dict[str, Any]:
+    """All that is needed to tell whether two measurements are comparable, ready for JSON."""
+    return {
+        "date": datetime.now(UTC).isoformat(timespec="seconds"),
+        "command": " ".join([Path(sys.argv[0]).name, *sys.argv[1:]]),
+        "model": dlm.spec.name,
+        "dtype": str(dlm.dtype).removeprefix("torch."),
+        "device": device_name(dlm.device),
+        "dense_backend": dense_backend(dlm),
+        "cpu": cpu_name(),
+        "cpu_count": os.cpu_count(),
+        "threads": torch.get_num_threads(),
+        "seed": seed,
+        "dlm_lens": package_version(),
+        "python": platform.python_version(),
+        "platform": platform.platform(),
+        **{name: _installed(name) for name in _PACKAGES},
+    }
+
+
+def device_name(device: torch.device) -> str:
+    """The device as people call it: a GPU's product name, or ``"cpu"``."""
+    return torch.cuda.get_device_name(device) if device.type == "cuda" else str(device)
+
+
+def cpu_name() -> str:
+    """The processor's model name, or its architecture where the system does not tell."""
+    try:
+        lines = Path("/proc/cpuinfo").read_text().splitlines()
+    except OSError:
+        return platform.processor() or platform.machine()
+    names = (line.split(":", 1)[1].strip() for line in lines if line.startswith("model name"))
+    return next(names, platform.machine())
+
+
+def dense_backend(dlm: DLM) -> str:
+    """The backend that dense attention of this model runs on here: what every speed-up is relative to."""
+    if dlm.device.type != "cuda":
+        return f"SDPA ({dlm.device.type})"
+    spec, make = dlm.spec, {"device": dlm.device, "dtype": dlm.dtype}
+    q = torch.empty(1, spec.heads, 128, spec.head_dim, **make)  # type: ignore[call-overload]
+    k = torch.empty(1, spec.kv_heads, 128, spec.head_dim, **make)  # type: ignore[call-overload]
+    shapes = cuda.SDPAParams(q, k, k, None, 0.0, spec.causal, spec.heads != spec.kv_heads)
+    if cuda.can_use_cudnn_attention(shapes):
+        return "cuDNN"
+    if cuda.can_use_flash_attention(shapes):
+        return "FlashAttention-2"
+    if cuda.can_use_efficient_attention(shapes):
+        return "memory-efficient"
+    return "math"
+
+
+def package_version() -> str:
+    """The version of dlm-lens, with the git revision when it runs from a checkout."""
+    folder = Path(dlm_lens.__file__).resolve().parents[1]
+    if not (folder / ".git").exists():
+        return dlm_lens.__version__
+    command = ["git", "-C", str(folder), "describe", "--always", "--dirty"]
+    try:
+        revision = subprocess.run(command, capture_output=True, text=True, check=True).stdout.strip()
+    except (OSError, subprocess.CalledProcessError):
+        return dlm_lens.__version__
+    return f"{dlm_lens.__version__} ({revision})"
+
+
+def _installed(name: str) -> str | None:
+    try:
+        return version(name)
+    except PackageNotFoundError:
+        return None

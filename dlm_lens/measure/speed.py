@@ -1,0 +1,109 @@
+"""Timing policies side by side: warmed up, and in turns, so that a drifting machine drifts for all."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import torch
+
+from dlm_lens.denoising import Denoised, denoise
+from dlm_lens.policies import Policy
+from dlm_lens.samplers import Sampler
+
+if TYPE_CHECKING:
+    from dlm_lens.models import DLM
+
+
+@dataclass(frozen=True)
+class Run:
+    """One timed run; ``peak_bytes`` is NaN where the system does not tell."""
+
+    policy: int
+    repetition: int
+    result: Denoised
+    peak_bytes: float
+
+
+def timed_runs(
+    dlm: DLM,
+    prompt: Any,
+    policies: Sequence[Policy],
+    *,
+    gen_length: int,
+    steps: int,
+    sampler: Sampler,
+    seed: int,
+    repeats: int,
+) -> Iterator[Run]:
+    """Run every policy ``repeats`` times, turn by turn, each round in the opposite order of the last.
+
+    A short run of each policy comes first and is thrown away: it pays for compilation and for the first touch
+    of memory. Ctrl-C ends the measurement with ``KeyboardInterrupt``, for half of one compares with nothing.
+    """
+    common: dict[str, Any] = {"gen_length": gen_length, "sampler": sampler, "seed": seed, "progress": False}
+    few = warm_up_steps(sampler, gen_length, steps)
+    for policy in policies:
+        uninterrupted(denoise(dlm, prompt, policy=policy, steps=few, **common))
+    for repetition in range(repeats):
+        turns = list(enumerate(policies))
+        for index, policy in turns if repetition % 2 == 0 else reversed(turns):
+            with peak_memory(dlm.device) as peak:
+                result = uninterrupted(denoise(dlm, prompt, policy=policy, steps=steps, **common))
+            yield Run(index, repetition, result, peak[0])
+
+
+def uninterrupted(result: Denoised) -> Denoised:
+    """``result``, unless Ctrl-C cut it short: then ``KeyboardInterrupt`` goes on to the caller."""
+    if result.interrupted:
+        raise KeyboardInterrupt
+    return result
+
+
+def warm_up_steps(sampler: Sampler, gen_length: int, steps: int) -> int:
+    """The smallest number of steps, at least 4, that the sampler can fill ``gen_length`` in.
+
+    Four steps are enough for both a refresh and a sparse step to occur.
+    """
+    for few in range(4, steps):
+        try:
+            sampler.check(gen_length, few)
+        except ValueError:
+            continue
+        return few
+    return steps
+
+
+@contextmanager
+def peak_memory(device: torch.device) -> Iterator[list[float]]:
+    """Put into the list it yields, at the end, the most bytes held meanwhile.
+
+    On a GPU what PyTorch had allocated there; on Linux the resident memory of the process; NaN elsewhere.
+    """
+    peak: list[float] = []
+    if device.type == "cuda":
+        torch.cuda.reset_peak_memory_stats(device)
+        yield peak
+        peak.append(float(torch.cuda.max_memory_allocated(device)))
+    else:
+        resettable = _reset_peak_rss()
+        yield peak
+        peak.append(_peak_rss() if resettable else float("nan"))
+
+
+def _reset_peak_rss() -> bool:
+    """Let the kernel start its record of peak resident memory anew (Linux, proc(5): clear_refs)."""
+    try:
+        Path("/proc/self/clear_refs").write_text("5")
+    except OSError:
+        return False
+    return True
+
+
+def _peak_rss() -> float:
+    found = re.search(r"VmHWM:\s+(\d+) kB", Path("/proc/self/status").read_text())
+    return float(found[1]) * 1024 if found else float("nan")

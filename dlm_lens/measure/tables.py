@@ -1,0 +1,62 @@
+"""Reading and writing the tables that :func:`dlm_lens.compare` returns."""
+
+from __future__ import annotations
+
+import json
+from os import PathLike
+from pathlib import Path
+
+import pandas as pd
+
+KINDS = ("dense", "refresh", "sparse", "cached")
+
+
+def summary(table: pd.DataFrame) -> pd.DataFrame:
+    """The table to read: one row per policy and prompt set, medians over repetitions, units in the heads."""
+    keys = ["policy"] if table["prompts"].nunique() == 1 else ["prompts", "policy"]
+    middle = table.groupby(keys, sort=False).median(numeric_only=True)
+    columns = {
+        "ms / step": middle["ms_per_step"],
+        **{f"{kind} ms": middle[f"ms_{kind}"] for kind in KINDS},
+        "total s": middle["total_ms"] / 1000,
+        "speed-up ×": middle["speedup"],
+        "bound ×": middle["amdahl_bound"],
+        "peak MB": middle["peak_memory_mb"].round(),
+        "same tokens %": 100 * middle["token_agreement"],
+        "KL nats": middle["kl"],
+        "kept mass %": 100 * middle["retained_mass"],
+        "worst layer %": 100 * middle["retained_worst_layer"],
+        "correct %": 100 * middle["accuracy"],
+    }
+    return pd.DataFrame(columns).dropna(axis="columns", how="all")
+
+
+def format_summary(table: pd.DataFrame) -> str:
+    """:func:`summary` as text for a terminal; what does not apply is a dash."""
+
+    def number(value: float) -> str:
+        return (
+            f"{value:.4f}" if 0 < abs(value) < 0.01 else f"{value:.2f}" if abs(value) < 20 else f"{value:.0f}"
+        )
+
+    return summary(table).to_string(float_format=number, na_rep="–")
+
+
+def save_table(table: pd.DataFrame, path: str | PathLike) -> None:
+    """Write a table as CSV, or as JSON together with its provenance, by the suffix of ``path``."""
+    path = check_table_path(path)
+    if path.suffix == ".csv":
+        table.to_csv(path, index=False)
+        return
+    rows = json.loads(table.to_json(orient="records"))
+    path.write_text(json.dumps({"provenance": table.attrs["provenance"], "rows": rows}, indent=1) + "\n")
+
+
+def check_table_path(path: str | PathLike) -> Path:
+    """``path``, if a table can be written there; ValueError or FileNotFoundError otherwise."""
+    path = Path(path)
+    if path.suffix not in (".csv", ".json"):
+        raise ValueError(f"cannot write a table as {path.name!r}: use a name ending in .csv or .json")
+    if not path.parent.is_dir():
+        raise FileNotFoundError(f"cannot write {path}: there is no folder {path.parent}")
+    return path
