@@ -141,7 +141,7 @@ def denoise(
         texts=dlm.decode(loop.tokens[:, loop.prompt_length :]),
         committed_at=loop.committed_at.cpu(),
         timings=pd.DataFrame(loop.rows, columns=["step", "kind", "ms", "committed"]),
-        history=torch.stack(loop.states) if history else None,
+        history=loop.history() if history else None,
         spec=dlm.spec,
         policy=policy,
         sampler=sampler,
@@ -152,7 +152,10 @@ def denoise(
 
 @dataclass
 class _Loop:
-    """The state of a run between two steps; ``start`` is None when nothing is padded."""
+    """The state of a run between two steps.
+
+    ``start`` is None when nothing is padded; ``blank`` is the token that stands where nothing is decided yet.
+    """
 
     dlm: DLM
     sampler: Sampler
@@ -162,6 +165,7 @@ class _Loop:
     run: PolicyRun
     generator: torch.Generator
     tokens: Tensor
+    blank: int
     start: Tensor | None
     prompt_length: int
     committed_at: Tensor
@@ -173,7 +177,11 @@ class _Loop:
         """bool [B, n]: the positions of the generation region that are still to be decided."""
         if self.sampler.causal:
             return self.committed_at[:, self.prompt_length :] == UNDECIDED
-        return self.tokens[:, self.prompt_length :] == self.dlm.spec.mask_id
+        return self.tokens[:, self.prompt_length :].eq(self.blank)
+
+    def history(self) -> Tensor:
+        """LongTensor [T, B, L] on the CPU: the states that entered the finished steps."""
+        return torch.stack(self.states) if self.states else self.tokens.cpu()[None][:0]
 
     def advance(self, step: int) -> None:
         """Run one step. Nothing of the loop's state changes before the step is complete."""
@@ -227,7 +235,7 @@ class _Loop:
         prompt = position < self.prompt_length
         if self.start is not None:
             prompt = prompt & (position >= self.start[:, None])
-        return torch.where(prompt, self.dlm.spec.mask_id, self.tokens)
+        return torch.where(prompt, self.blank, self.tokens)
 
     def _confidence(self, logits: Tensor, positions: range) -> Tensor:
         confidence = torch.full(self.tokens.shape, torch.nan, device=logits.device)
@@ -256,9 +264,9 @@ def _begin(
     batch, prompt_length = prompt.tokens.shape
     device = dlm.device
     # What an autoregressive model has yet to write lies to the right of all it attends to: any token will do.
-    placeholder = dlm.spec.pad_id if sampler.causal else dlm.spec.mask_id
-    blank = torch.full((batch, gen_length), placeholder, device=device)
-    tokens = torch.cat([prompt.tokens.to(device), blank], dim=1)
+    blank = dlm.spec.pad_id if dlm.spec.mask_id is None else dlm.spec.mask_id
+    undecided = torch.full((batch, gen_length), blank, device=device)
+    tokens = torch.cat([prompt.tokens.to(device), undecided], dim=1)
     committed_at = torch.full(tokens.shape, -1, dtype=torch.int32, device=device)
     committed_at[:, prompt_length:] = UNDECIDED
     start = prompt.start.to(device) if prompt.start.any() else None
@@ -283,6 +291,7 @@ def _begin(
         run=policy.start(info),
         generator=generator,
         tokens=tokens,
+        blank=blank,
         start=start,
         prompt_length=prompt_length,
         committed_at=committed_at,
@@ -311,6 +320,8 @@ def _check_types(policy: Policy, sampler: Sampler) -> None:
 
 def _check_positive(**lengths: int) -> None:
     for name, value in lengths.items():
+        if not isinstance(value, int):
+            raise TypeError(f"{name}={value!r} is a {type(value).__name__}; expected an int")
         if value < 1:
             raise ValueError(f"{name}={value} must be at least 1")
 

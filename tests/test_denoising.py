@@ -199,15 +199,16 @@ class TestRecorder:
         assert recorder.shapes == ((2, 4, 15, 8), (2, 2, 15, 8))
 
     @pytest.mark.parametrize("where", ["begin", "observe", "end"])
-    def test_interruption_keeps_the_finished_steps(self, llada, where):
+    @pytest.mark.parametrize("finished", [0, 3])
+    def test_interruption_keeps_the_finished_steps(self, llada, where, finished):
         whole = quiet(llada, PROMPTS[0], gen_length=16, history=True)
-        recorder = Recorder(where, at=3)
+        recorder = Recorder(where, at=finished)
         out = quiet(llada, PROMPTS[0], gen_length=16, history=True, recorder=recorder)
         assert out.interrupted
         assert not whole.interrupted
-        assert len(out.timings) == len(out.history) == 3
-        assert torch.equal(out.tokens, whole.history[3])
-        assert (out.committed_at == UNDECIDED).sum() == 13
+        assert len(out.timings) == len(out.history) == finished
+        assert torch.equal(out.tokens, whole.history[finished])
+        assert (out.committed_at == UNDECIDED).sum() == 16 - finished
         assert "interrupted" in repr(out)
 
 
@@ -218,6 +219,7 @@ class TestRefusals:
         ("options", "error", "message"),
         [
             ({"gen_length": 0}, ValueError, "gen_length=0 must be at least 1"),
+            ({"gen_length": 64.0}, TypeError, "gen_length=64.0 is a float; expected an int"),
             ({"gen_length": 8, "steps": 0}, ValueError, "steps=0 must be at least 1"),
             (
                 {"gen_length": 128, "steps": 10},
