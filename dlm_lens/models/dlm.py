@@ -171,8 +171,10 @@ class DLM:
             self.tokenizer.save_pretrained(folder)
 
     def to(self, device: torch.device | str | None = None, dtype: torch.dtype | None = None) -> DLM:
-        """This model moved or converted, in place."""
-        self.model.to(device=device or self.device, dtype=dtype or self.dtype)
+        """This model moved or converted, in place. RoPE frequencies stay in float32 whatever ``dtype``."""
+        self.model.to(device=device or self.device)
+        for parameter in self.model.parameters():
+            parameter.data = parameter.data.to(dtype or self.dtype)
         return self
 
     def __repr__(self) -> str:

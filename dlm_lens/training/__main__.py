@@ -1,11 +1,13 @@
-"""``python -m dlm_lens.training prepare|train``: make the corpus, then a model from it."""
+"""``python -m dlm_lens.training prepare|train|export``: make the corpus, a model from it, and the bundled files."""
 
 from __future__ import annotations
 
 import argparse
 from pathlib import Path
 
+from dlm_lens.training.card import write_card
 from dlm_lens.training.corpus import prepare
+from dlm_lens.training.export import evaluate, export
 from dlm_lens.training.train import Recipe, Trainer
 
 
@@ -24,9 +26,19 @@ def main() -> None:
     train.add_argument("--seconds", type=float, help="stop, decayed, after this long")
     train.add_argument("--seed", type=int, default=0)
     train.add_argument("--workers", type=int, default=8)
+    bundle = commands.add_parser("export", help="write, evaluate and describe the model of a finished run")
+    bundle.add_argument("--run", type=Path, required=True)
+    bundle.add_argument("--corpus", type=Path, required=True)
+    bundle.add_argument("--out", type=Path, required=True)
+    bundle.add_argument("--items", type=int, default=256, help="questions per variant and length")
     args = parser.parse_args()
     if args.command == "prepare":
         print(prepare(args.corpus))
+        return
+    if args.command == "export":
+        export(args.run, args.corpus, args.out)
+        evaluate(args.out, items=args.items)
+        write_card(args.run, args.corpus, args.out)
         return
     recipe = Recipe(causal=args.causal, steps=args.steps, seconds=args.seconds, seed=args.seed)
     Trainer(recipe, args.corpus, args.out, workers=args.workers).run()

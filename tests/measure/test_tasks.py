@@ -1,0 +1,71 @@
+"""Retrieval questions: what they hold, how long they are, and how answers are judged."""
+
+from __future__ import annotations
+
+import random
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from dlm_lens.measure import tasks
+
+
+def lookup(text: str, key: str) -> list[str]:
+    return [line.split("=")[1] for line in text.splitlines() if line.startswith(f"{key}=")]
+
+
+@pytest.mark.parametrize("variant", tasks.VARIANTS)
+@pytest.mark.parametrize("length", [256, 512])
+def test_the_answer_follows_from_the_prompt(tiny, variant, length):
+    for item in tasks.retrieval(tiny, 6, length=length, variant=variant, seed=1):
+        assert len(item.prompt) + item.gen_length == length
+        body, _, asked = item.text.rpartition("?")
+        keys = asked.removesuffix("=").split(",")
+        found = [value for key in keys for value in lookup(body, key)]
+        if variant == "two_hop":
+            found = [f"{found[0]}={lookup(body, found[0])[0]}"]
+        assert item.answer == ",".join(found)
+        assert len(tiny.tokenizer.encode(item.answer)) <= item.gen_length
+
+
+@given(seed=st.integers(0, 2**32), length=st.integers(110, 400), code=st.floats(0, 1))
+def test_prompts_have_the_length_asked_for(seed, length, code):
+    rng = random.Random(seed)
+    question = tasks.ask(rng, rng.choice(tasks.VARIANTS))
+    ids = tasks.compose(rng, question, length, lambda text: tuple(text.encode()), list(b"x = 1\n"), code=code)
+    assert len(ids) == length
+    text = bytes(ids).decode()
+    assert text.endswith(question.question)
+    places = [f"\n{text}".find(f"\n{row}\n") for row in question.rows]
+    assert min(places) >= 0
+
+
+def test_seeds_make_the_questions(tiny):
+    first, again, other = (tasks.retrieval(tiny, 3, length=256, seed=seed) for seed in (0, 0, 1))
+    assert [item.text for item in first] == [item.text for item in again]
+    assert [item.text for item in first] != [item.text for item in other]
+
+
+def test_bad_questions_are_refused(tiny, random_dlm):
+    with pytest.raises(ValueError, match=r"unknown task variant 'doble'.*two_hop"):
+        tasks.retrieval(tiny, variant="doble")
+    with pytest.raises(ValueError, match="no room"):
+        tasks.retrieval(tiny, length=20)
+    with pytest.raises(ValueError, match="no tokenizer"):
+        tasks.retrieval(random_dlm)
+    with pytest.raises(ValueError, match="at least one"):
+        tasks.accuracy(tiny, [])
+
+
+def test_answers_are_compared_exactly_but_for_white_space(tiny):
+    item = tasks.retrieval(tiny, 1, length=256)[0]
+    assert tasks.correct(item, f" {item.answer}\n")
+    assert not tasks.correct(item, item.answer + "0")
+
+
+def test_the_bundled_model_answers_and_a_random_answer_does_not(tiny):
+    items = tasks.retrieval(tiny, 8, length=256, seed=5)
+    assert tasks.accuracy(tiny, items, progress=False) >= 0.75
+    wrong = [tasks.TaskItem(i.prompt, i.text, "none", i.variant, i.gen_length) for i in items]
+    assert tasks.accuracy(tiny, wrong, progress=False) == 0

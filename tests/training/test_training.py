@@ -1,0 +1,109 @@
+"""The recipe, at a size where a laptop runs it: data, objectives, a few steps, and the way to a bundled model."""
+
+from __future__ import annotations
+
+import json
+import random
+
+import numpy as np
+import pytest
+import torch
+
+import dlm_lens as dl
+from dlm_lens.training import corpus as corpora
+from dlm_lens.training.data import Batches, Mixture, QuestionWriter
+from dlm_lens.training.export import export, read_recipe
+from dlm_lens.training.objectives import diffusion, next_token
+from dlm_lens.training.train import Recipe, Trainer, rate
+
+MIXTURE = Mixture(tokens_per_step=1024, lengths=(128, 256), length_shares=(0.5, 0.5), short_steps=2)
+RECIPE = Recipe(layers=1, hidden=32, heads=2, mlp=48, steps=4, mixture=MIXTURE)
+
+
+@pytest.fixture(scope="module")
+def corpus(tmp_path_factory):
+    """A corpus of a few modules, prepared as the real one is."""
+    folder = tmp_path_factory.mktemp("corpus")
+    texts = [path.read_text(errors="replace") for path in corpora.source_files()[:12]]
+    tokenizer = corpora.train_tokenizer(texts, vocab=600)
+    tokenizer.save(str(folder / "tokenizer.json"))
+    for name in ("train", "held_out"):
+        np.save(folder / f"{name}.npy", corpora.token_stream(tokenizer, texts))
+    return folder
+
+
+def test_every_digit_is_a_token(corpus):
+    writer = QuestionWriter(corpus / "tokenizer.json", np.zeros(1, dtype=np.uint16))
+    assert len(writer.encode("1234")) == 4
+
+
+def test_files_are_held_out_whole():
+    files = corpora.source_files()
+    train, held_out = corpora.split(files)
+    assert len(train) + len(held_out) == len(files)
+    assert 0.02 < len(held_out) / len(files) < 0.1
+
+
+def test_questions_end_in_their_answer(corpus):
+    writer = QuestionWriter(corpus / "tokenizer.json", np.load(corpus / "held_out.npy"))
+    for variant in ("single", "multi_key", "multi_value", "two_hop"):
+        ids, at = writer.write(random.Random(3), 256, variant)
+        answer = writer.tokenizer.decode(ids[at:].tolist(), skip_special_tokens=True)
+        assert len(ids) == 256
+        assert answer
+        assert writer.tokenizer.decode(ids[:at].tolist()).endswith("=")
+
+
+def test_batches_depend_on_seed_and_step_alone(corpus):
+    one, two = (next(iter(Batches(corpus, MIXTURE, 0))) for _ in range(2))
+    assert torch.equal(one["tokens"], two["tokens"])
+    assert one["tokens"].shape == (8, 128)
+    assert (one["answer"][:4] == 128).all()
+    assert (one["answer"][4:] < 128).all()
+
+
+def test_diffusion_masks_code_and_answers_but_never_a_question(corpus):
+    tokens = torch.randint(3, 600, (8, 64))
+    answer = torch.tensor([64] * 4 + [50] * 4)
+    goal = diffusion(tokens, answer, mask_id=0, eos_id=1)
+    masked = goal.inputs == 0
+    assert not masked[4:, :50].any()
+    assert torch.equal(goal.inputs[~masked], tokens[~masked])
+    assert torch.equal(goal.index, masked.flatten().nonzero().squeeze(1))
+    assert torch.equal(goal.target, tokens.flatten()[goal.index])
+    in_answer = goal.index >= 4 * 64
+    assert goal.weight[in_answer].sum() == pytest.approx(1.0, abs=1e-5)
+    # E[masked / t] = 1 for every token, so that the weights of code add up to about one as well.
+    sums = [float(diffusion(tokens, answer, 0, 1).weight.sum()) for _ in range(200)]
+    assert np.mean(sums) == pytest.approx(2.0, abs=0.1)
+
+
+def test_next_token_reads_one_to_the_left():
+    tokens = torch.randint(3, 600, (4, 32))
+    goal = next_token(tokens, torch.tensor([32, 32, 20, 20]), mask_id=0, eos_id=1)
+    assert torch.equal(goal.target, tokens.flatten()[goal.index + 1])
+    assert torch.equal(goal.inputs[2:], tokens[2:])
+    assert goal.weight.sum() == pytest.approx(2.0, abs=1e-5)
+
+
+def test_the_rate_is_a_trapezoid():
+    rates = [rate(progress, RECIPE) for progress in (0.0, 0.5, 0.85, 1.0)]
+    assert rates == pytest.approx([0.01, 1.0, 0.5, 0.0])
+
+
+@pytest.mark.parametrize("causal", [False, True])
+def test_a_run_learns_exports_and_loads(causal, corpus, tmp_path):
+    recipe = Recipe(**{**vars(RECIPE), "causal": causal, "steps": 12})
+    log = Trainer(recipe, corpus, tmp_path / "run", workers=0, device="cpu").run(
+        log_every=4, evaluate_every=100
+    )
+    assert log[2]["code"] < log[0]["code"]
+    assert read_recipe(tmp_path / "run") == recipe
+    assert len((tmp_path / "run" / "log.jsonl").read_text().splitlines()) == 4
+    dlm = export(tmp_path / "run", corpus, tmp_path / "model")
+    assert dlm.spec.causal is causal
+    assert json.loads((tmp_path / "model" / "config.json").read_text())["model_type"] == (
+        "llama" if causal else "llada"
+    )
+    text = dl.denoise(dlm, "def f(", gen_length=8, progress=False).texts[0]
+    assert isinstance(text, str)
