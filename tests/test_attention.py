@@ -53,6 +53,24 @@ def test_dense_attention_is_softmax_over_the_valid_keys(starts, queries, more_ke
     assert not out.transpose(1, 2)[~valid].any()
 
 
+@pytest.mark.gpu
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16, torch.float32], ids=str)
+@pytest.mark.parametrize("causal", [False, True])
+@pytest.mark.parametrize("starts", [[0, 0], [0, 37]], ids=str)
+def test_dense_attention_on_a_gpu(dtype, causal, starts):
+    q, k, v = (t.to("cuda", dtype) for t in inputs(queries=300, keys=300, dim=64))
+    start, position = torch.tensor(starts, device="cuda"), torch.arange(300, device="cuda")
+    allowed = position >= start[:, None, None, None]
+    if causal:
+        allowed = allowed & (position <= position[:, None])
+    out = dense_attention(q, k, v, start=start, causal=causal).transpose(1, 2)
+    valid = position >= start[:, None]
+    expected = exact(q, k, v, allowed).transpose(1, 2)
+    bound = 4e-2 if dtype == torch.bfloat16 else 5e-3
+    torch.testing.assert_close(out[valid].double(), expected[valid], rtol=bound, atol=bound)
+    assert not out[~valid].any()
+
+
 def test_scale_is_taken():
     q, k, v = inputs()
     torch.testing.assert_close(

@@ -110,6 +110,17 @@ def with_spec(dlm, **changes):
     return changed
 
 
+@pytest.mark.gpu
+@pytest.mark.parametrize(
+    "policy", [dl.Dense(), dl.PulseCol(0.5, group_size=4), dl.RandomColumns(0.5)], ids=str
+)
+def test_runs_on_a_gpu_and_hands_back_tensors_of_the_cpu(policy):
+    dlm = dl.random_model("llada", hidden=32, heads=4, vocab=64, device="cuda")
+    out = quiet(dlm, PROMPTS, gen_length=16, policy=policy, cfg_scale=1.0, history=True)
+    assert {t.device.type for t in (out.tokens, out.start, out.committed_at, out.history)} == {"cpu"}
+    assert (out.committed_at[:, 11:] >= 0).all()
+
+
 class TestRecords:
     def test_history_holds_the_state_entering_each_step(self, llada):
         out = quiet(llada, PROMPTS[0], gen_length=16, steps=4, history=True)

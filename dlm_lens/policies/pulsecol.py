@@ -63,7 +63,7 @@ class PulseCol(Policy):
 
     @property
     def label(self) -> str:
-        return f"PulseCol {self.sparsity:.0%}"
+        return f"PulseCol {100 * self.sparsity:g}%"
 
     @property
     def density(self) -> float:

@@ -35,7 +35,7 @@ class RandomColumns(Policy):
 
     @property
     def label(self) -> str:
-        return f"Random columns {self.sparsity:.0%}"
+        return f"Random columns {100 * self.sparsity:g}%"
 
     @property
     def density(self) -> float:

@@ -178,6 +178,7 @@ def test_named_settings():
     assert (dl.PulseCol.llada().refresh_count, dl.PulseCol.dream(0.5).refresh_count) == (16, 8)
     policy = dl.PulseCol.dream(0.5)
     assert (policy.label, policy.density) == ("PulseCol 50%", 0.5)
+    assert dl.PulseCol(0.875).label == "PulseCol 87.5%"
 
 
 @pytest.mark.parametrize(
