@@ -30,7 +30,8 @@ def full_plan(trace: Trace) -> Plan:
     """Everything that the trace has."""
     sizes = trace.dataset.sizes
     bins = sizes["query_bin"] if "pooled_map" in trace.dataset else 0
-    return Plan(*(tuple(range(sizes.get(dim, 0))) for dim in ("step", "layer", "head")), bins=bins)
+    steps, layers, heads = (tuple(range(sizes.get(dim, 0))) for dim in ("step", "layer", "head"))
+    return Plan(steps, layers, heads, bins)
 
 
 def raw_bytes(plan: Plan, trace: Trace) -> int:

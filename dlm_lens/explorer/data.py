@@ -15,6 +15,7 @@ from dlm_lens.explorer.budget import Plan, describe, full_plan, plans, raw_bytes
 from dlm_lens.explorer.quantise import Buffer, log_scale
 from dlm_lens.explorer.selection import as_trace, coarser_maps, gather, with_samples
 from dlm_lens.plots.head_metrics import HEAD_METRICS, head_metric
+from dlm_lens.plots.sink_drift import sink_moments
 from dlm_lens.trace import Trace
 
 KAPPA = 2.0
@@ -63,7 +64,9 @@ def pack(trace: Trace, *, title: str | None = None, max_bytes: int = 25_000_000)
         if smallest <= max_bytes:
             notes = describe(plan, full)
             return replace(packed, manifest=packed.manifest | {"notes": notes}) if notes else packed
-    needs = f"the smallest reduction of it takes {smallest:,} bytes" if smallest else "no reduction of it fits"
+    needs = (
+        f"the smallest reduction of it takes {smallest:,} bytes" if smallest else "no reduction of it fits"
+    )
     raise ValueError(f"max_bytes={max_bytes:,} is too small for this trace: {needs}")
 
 
@@ -127,12 +130,7 @@ def _add_mass(buffer: Buffer, trace: Trace, plan: Plan) -> None:
     per_selection = as_trace(trace, mass, plan)
     order = ("sample", "layer", "step", "position")
     sinks = metrics.sinks(per_selection, kappa=KAPPA, per_head=True).isel(head=0).transpose(*order).values
-    position = np.arange(trace.length)
-    weights = np.where(sinks, mass, 0)
-    with np.errstate(invalid="ignore"):
-        weights = weights / weights.sum(-1, keepdims=True)
-    centroid = (weights * position).sum(-1)
-    spread = np.sqrt((weights * (position - centroid[..., None]) ** 2).sum(-1))
+    centroid, spread = sink_moments(mass, sinks)
     variance = metrics.sink_variance(per_selection, kappa=KAPPA, per_head=True).isel(head=0)
     both = [variance[name].transpose("sample", "layer").values for name in ("spatial", "temporal")]
     buffer.add("mass", mass, log_scale(mass))

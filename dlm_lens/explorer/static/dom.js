@@ -59,7 +59,7 @@ function pointer(event, node) {
 const compact = (value) =>
   Number.isFinite(value) ? Number(value.toPrecision(3)).toLocaleString("en", { maximumSignificantDigits: 3 }) : "–";
 const percent = (value) => (Number.isFinite(value) ? `${compact(value * 100)} %` : "–");
-const times = (value) => `${compact(value)}×`;
+const times = (value) => `${Number(value.toPrecision(2)).toLocaleString("en")}×`;
 
 function scientific(value) {
   if (!Number.isFinite(value)) return "–";

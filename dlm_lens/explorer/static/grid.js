@@ -9,7 +9,7 @@ function makeGrid(app) {
   choose.addEventListener("change", () => store.set({ metric: choose.value }));
   const all = el("button", { type: "button", class: "dl-button dl-wide", onclick: () => store.set({ layer: -1, head: -1 }) }, "all heads");
   all.title = "Average over all layers and heads (a)";
-  const view = panel("Layers × heads", choose, all);
+  const view = panel("Heads", choose, all);
   const legend = makeLegend("");
   const chosen = el("div", { class: "dl-chosen", "aria-live": "polite" });
   const canvas = makeCanvas({
@@ -47,12 +47,15 @@ function makeGrid(app) {
     const span = range();
     const gap = cell > 12 ? 2 : cell > 6 ? 1 : 0;
     const radius = cell > 16 ? 3 : 0;
+    ctx.lineWidth = 1;
+    ctx.strokeStyle = app.ink("line");
     for (let i = 0; i < now.length; i++) {
       const [row, column] = [Math.floor(i / columns), i % columns];
       ctx.fillStyle = Number.isFinite(now[i]) ? scale.css[levelOf(now[i], span)] : app.ink("line");
       ctx.beginPath();
       ctx.roundRect(x + column * cell + gap / 2, y + row * cell + gap / 2, cell - gap, cell - gap, radius);
       ctx.fill();
+      if (gap === 2) ctx.stroke();
     }
     drawSelection(ctx);
     drawLabels(ctx);

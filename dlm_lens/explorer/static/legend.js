@@ -19,11 +19,12 @@ function mapRange(data, sample, selection) {
 
 function legendTicks(range) {
   if (!range.log) return [range.lo, (range.lo + range.hi) / 2, range.hi];
-  const marks = [range.lo];
-  const factor = range.hi / range.lo > 300 ? 10 : range.hi / range.lo > 24 ? 4 : 2;
-  for (let mark = 1; mark < range.hi / 1.5; mark *= factor) marks.push(mark);
-  marks.push(range.hi);
-  return marks;
+  const marks = [];
+  const factor = range.hi / range.lo > 500 ? 10 : range.hi / range.lo > 20 ? 4 : 2;
+  for (let mark = 1; mark < range.hi; mark *= factor) marks.push(mark);
+  // The ends are always named; marks too close to them would run into them.
+  const clear = (mark) => levelOf(mark, range) > 0.19 * 255 && levelOf(mark, range) < 0.73 * 255;
+  return [range.lo, ...marks.filter(clear), range.hi];
 }
 
 // A gradient bar with ticks under it and the unit beside it.

@@ -8,7 +8,7 @@ function makeMap(app) {
     view.body.append(missing("No map: this trace has no pooled_map. Capture it with PooledMap(bins=64)."));
     return { root: view.root, update() {} };
   }
-  const legend = makeLegend("share of a query bin's attention, × even share");
+  const legend = makeLegend("attention paid, × even share");
   const subject = el("span", { class: "dl-subject" });
   view.head.querySelector(".dl-tools").append(subject);
   const canvas = makeCanvas({ class: "dl-map", role: "img" });
@@ -109,7 +109,7 @@ function makeMap(app) {
     tip.show(event, null, [
       ["queries", span(row)],
       ["keys", span(column)],
-      ["share", `${percent(value)} · ${times(value * bins)} even share`],
+      ["share", shareText(value, 1 / bins)],
     ]);
   });
   canvas.node.addEventListener("mouseleave", () => tip.hide());

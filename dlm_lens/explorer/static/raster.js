@@ -17,7 +17,7 @@ function makeRaster(app) {
   const keys = el(
     "div",
     { class: "dl-keys" },
-    keyItem("sink-dot", `sink: mass > mean + ${compact(data.manifest.kappa)} sd`),
+    keyItem("sink-line", `sink: mass > mean + ${compact(data.manifest.kappa)} sd`),
     keyItem("frontier", "position is committed here"),
     keyItem("follow", "followed token"),
   );
@@ -71,17 +71,13 @@ function makeRaster(app) {
   const drawSinks = (ctx, plot) => {
     if (!data.has("sinks")) return;
     const selection = data.selection(state.layer, state.head);
-    const size = Math.max(1.5, Math.min(4, plot.cell * 0.4));
-    const half = plot.height / count() / 2;
+    const row = plot.height / count();
+    const thickness = Math.max(1.5, Math.min(3, row));
+    ctx.fillStyle = app.ink("sink");
     for (let step = 0; step < data.steps.length; step++) {
-      const x = plot.left + (step + 0.5) * plot.cell - size / 2;
       for (let p = first(); p < data.positions; p++) {
         if (!data.bit("sinks", state.sample, selection, step, p)) continue;
-        const y = rowY(p, plot) + half - size / 2;
-        ctx.fillStyle = app.ink("surface");
-        ctx.fillRect(x - 0.75, y - 0.75, size + 1.5, size + 1.5);
-        ctx.fillStyle = app.ink("sink");
-        ctx.fillRect(x, y, size, size);
+        ctx.fillRect(plot.left + step * plot.cell, rowY(p, plot) + (row - thickness) / 2, plot.cell, thickness);
       }
     }
   };
@@ -89,11 +85,11 @@ function makeRaster(app) {
   // A tick at the step that decided a position: left of it the position is a mask.
   const drawFrontier = (ctx, plot) => {
     ctx.fillStyle = app.ink("frontier");
-    const height = Math.max(plot.height / count(), 1);
+    const height = Math.max(plot.height / count(), 1.5);
     for (let p = data.promptLength; p < data.positions; p++) {
       const step = data.steps.findLastIndex((label) => label <= data.committedAt(state.sample, p));
       if (step < 0) continue;
-      ctx.fillRect(plot.left + (step + 1) * plot.cell - 1, rowY(p, plot), 1.5, height);
+      ctx.fillRect(plot.left + (step + 1) * plot.cell - 1, rowY(p, plot), 2, height);
     }
   };
 
@@ -132,7 +128,7 @@ function makeRaster(app) {
     tip.show(event, word, [
       ["step", `${data.steps[step]}`],
       ["position", `${position}`],
-      ["receives", `${percent(mass)} · ${times(mass / data.uniform(sample))} even share`],
+      ["receives", shareText(mass, data.uniform(sample))],
       ["sink", data.bit("sinks", sample, selection, step, position) ? "yes" : "no"],
     ]);
     store.set({ hover: position });

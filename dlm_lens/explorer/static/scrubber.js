@@ -75,8 +75,9 @@ function makeScrubber(app) {
       ctx.fillRect(span.left + step * span.cell + gap / 2, base - h, Math.max(span.cell - gap, 0.75), h);
     });
     ctx.globalAlpha = 1;
-    axisText(app, ctx, "tokens", span.left - 8, 11, "right");
-    axisText(app, ctx, `≤ ${top}`, span.left - 8, 25, "right");
+    axisText(app, ctx, `${top}`, span.left - 8, 13, "right");
+    axisText(app, ctx, "tokens", span.left - 8, (base + 5) / 2 + 4, "right");
+    axisText(app, ctx, "0", span.left - 8, base + 2, "right");
     drawPlayhead(app, ctx, span, 0, base, true);
   };
 

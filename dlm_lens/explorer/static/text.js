@@ -73,7 +73,7 @@ function makeText(app) {
         node.style.backgroundColor = level ? css[Math.round((level * 255) / (TEXT_LEVELS - 1))] : "";
       }
       let name = `dl-${kind}`;
-      if (level && inverted[Math.round((level * 255) / (TEXT_LEVELS - 1))]) name += " dl-inverted";
+      if (level > 3) name += inverted[Math.round((level * 255) / (TEXT_LEVELS - 1))] ? " dl-inverted" : " dl-strong";
       if (data.has("sinks") && data.bit("sinks", sample, selection, step, p)) name += " dl-sink";
       if (p === follow) name += " dl-followed";
       if (classes[p] !== name) node.className = classes[p] = name;
@@ -122,6 +122,7 @@ function makeText(app) {
     tip.show(event, ...describePosition(app, position));
     store.set({ hover: position });
   });
+  scroll.addEventListener("scroll", () => tip.hide());
   scroll.addEventListener("mouseleave", () => {
     tip.hide();
     store.set({ hover: -1 });
@@ -150,7 +151,11 @@ function massText(app, position) {
   const { sample, step, layer, head } = store.state;
   if (!data.has("mass")) return "mass not recorded";
   const mass = data.value("mass", data.slice("mass", sample, data.selection(layer, head), step)[position]);
-  return `${percent(mass)} of attention, ${times(mass / data.uniform(sample))} even share`;
+  return shareText(mass, data.uniform(sample));
+}
+
+function shareText(share, even) {
+  return `${percent(share)} · ${times(share / even)} even share`;
 }
 
 // Headline and rows of the tooltip of a position at the current step.

@@ -1,0 +1,160 @@
+"""The explorer in a notebook: the views of ``static/``, their data, and the selection as traits."""
+
+from __future__ import annotations
+
+import base64
+import html
+import io
+from functools import cached_property
+from os import PathLike
+from pathlib import Path
+from typing import Any
+
+import anywidget
+import traitlets
+from IPython.display import HTML
+from matplotlib.figure import Figure
+
+from dlm_lens.explorer.data import pack
+from dlm_lens.explorer.page import page
+from dlm_lens.explorer.source import styles, widget_script
+from dlm_lens.plots import column_raster, sink_drift
+from dlm_lens.trace import Trace, open_trace
+
+_FRAME = (
+    '<iframe srcdoc="{page}" title="{title}" style="border: 0; width: 100%; height: {height}px"></iframe>'
+)
+ALL = -1
+
+
+class Explorer(anywidget.AnyWidget):
+    """A trace to look at: text, heads, attention maps and columns, linked over the denoising steps.
+
+    The selection can be read and set from Python while it is on screen:
+
+    ============  ====================================================================
+    ``step``      number of the step shown, one of ``trace.steps``
+    ``layer``     number of the chosen layer, or −1 for the mean of all layers and heads
+    ``head``      number of the chosen head, or −1 for the mean of the layer's heads
+    ``metric``    name of the metric that colours the grid of heads
+    ``sample``    index of the sample of a batch
+    ``position``  position of the token that is followed, or −1
+    ============  ====================================================================
+
+    Setting one to something the trace does not have raises ``traitlets.TraitError``. Where only static output
+    is shown (a notebook on GitHub) a picture of the columns and the drift of the sinks stands in.
+    """
+
+    _esm = widget_script()
+    _css = styles()
+    _manifest = traitlets.Unicode().tag(sync=True)
+    _payload = traitlets.Bytes().tag(sync=True)
+
+    step = traitlets.Int(0).tag(sync=True)
+    layer = traitlets.Int(ALL).tag(sync=True)
+    head = traitlets.Int(ALL).tag(sync=True)
+    metric = traitlets.Unicode("").tag(sync=True)
+    sample = traitlets.Int(0).tag(sync=True)
+    position = traitlets.Int(-1).tag(sync=True)
+
+    def __init__(self, trace: Trace, *, title: str | None = None, max_bytes: int = 25_000_000) -> None:
+        packed = pack(trace, title=title, max_bytes=max_bytes)
+        manifest = packed.manifest
+        self.trace = trace
+        self.notes: tuple[str, ...] = tuple(manifest["notes"])
+        self._title = title
+        metrics = [metric["key"] for metric in manifest["metrics"]]
+        self._choices = {
+            "step": manifest["steps"],
+            "layer": [ALL, *manifest["layers"]],
+            "head": [ALL, *manifest["heads"]],
+            "metric": metrics or [""],
+            "sample": range(trace.samples),
+            "position": range(-1, trace.length),
+        }
+        super().__init__(
+            _manifest=packed.manifest_json(),
+            _payload=packed.payload,
+            step=manifest["steps"][0],
+            metric=metrics[0] if metrics else "",
+        )
+
+    @traitlets.validate("step", "layer", "head", "metric", "sample", "position")
+    def _check(self, proposal: Any) -> Any:
+        name, value = proposal["trait"].name, proposal["value"]
+        choices = self._choices[name]
+        if value not in choices:
+            shown = choices if len(choices) <= 16 else f"{choices[0]} … {choices[-1]} as recorded"
+            raise traitlets.TraitError(f"{name} is {value!r}, expected one of {shown}")
+        return value
+
+    def save_html(self, path: str | PathLike, title: str | None = None, max_bytes: int = 25_000_000) -> Path:
+        """Write the explorer as one HTML file that needs no kernel and no network; returns its path.
+
+        Parameters
+        ----------
+        title : heading of the page; by default the explorer's own
+        max_bytes : largest size of the file. What does not fit is left out: coarser maps first, then fewer
+            heads, steps and layers. The page says what. ``ValueError`` if nothing fits.
+        """
+        text = page(self.trace, title=title or self._title, max_bytes=max_bytes)
+        target = Path(path)
+        target.write_text(text, encoding="utf-8")
+        return target
+
+    def embed(self, height: int = 1300, max_bytes: int = 25_000_000) -> HTML:
+        """The explorer as output that keeps working without a kernel, e.g. in what nbconvert makes of a notebook.
+
+        ``height`` in CSS pixels; ``max_bytes`` as for :meth:`save_html`. The notebook grows by that much.
+        """
+        text = page(self.trace, title=self._title, max_bytes=max_bytes)
+        title = html.escape(self._title or "dlm-lens explorer", quote=True)
+        return HTML(_FRAME.format(page=html.escape(text, quote=True), title=title, height=int(height)))
+
+    def _repr_mimebundle_(self, **kwargs: Any) -> tuple[dict[str, Any], dict[str, Any]] | None:
+        bundle = super()._repr_mimebundle_(**kwargs)
+        if bundle is None:
+            return None
+        data, metadata = bundle
+        picture = {"image/png": base64.b64encode(self._picture).decode()} if self._picture else {}
+        return data | picture, metadata
+
+    @cached_property
+    def _picture(self) -> bytes:
+        """PNG of the column raster above the sink drift; empty for a trace without column mass."""
+        if "column_mass" not in self.trace.dataset:
+            return b""
+        figure = Figure(figsize=(8, 5), dpi=80, layout="constrained")
+        above, below = figure.subplots(2, 1, sharex=True, height_ratios=(3, 2))
+        column_raster(self.trace, ax=above)
+        sink_drift(self.trace, ax=below)
+        file = io.BytesIO()
+        figure.savefig(file, format="png", pil_kwargs={"optimize": True})
+        return file.getvalue()
+
+    def __repr__(self) -> str:
+        where = f"step {self.step}, layer {self.layer}, head {self.head}"
+        left_out = f"; left out: {' '.join(self.notes)}" if self.notes else ""
+        return f"Explorer({where}{left_out})"
+
+
+def explore(
+    trace: Trace | str | PathLike, *, title: str | None = None, max_bytes: int = 25_000_000
+) -> Explorer:
+    """Look at a trace, or at the trace saved at a path: a linked, interactive view for notebooks.
+
+    ``dl.explore(trace).save_html("explorer.html")`` writes the same as a file of its own.
+
+    Parameters
+    ----------
+    title : heading; by default the model's name
+    max_bytes : what may go to the browser, compressed. A larger trace is reduced and the view says how.
+
+    Raises ``TraceError`` for a path without a trace or a trace without anything to show, ``TypeError`` for
+    anything else than a trace or a path.
+    """
+    if isinstance(trace, str | PathLike):
+        trace = open_trace(trace)
+    if not isinstance(trace, Trace):
+        raise TypeError(f"explore takes a Trace or the path of one, got {type(trace).__name__}")
+    return Explorer(trace, title=title, max_bytes=max_bytes)

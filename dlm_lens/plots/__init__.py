@@ -1,0 +1,13 @@
+"""Figures of traces and tables, one file each; every function draws on given axes or makes its own.
+
+To add one: a file with a function ``name(trace_or_table, …, *, ax=None) -> Axes`` that selects, computes with
+``dlm_lens.metrics`` and draws with the palette of ``style.py``; its name here; a test of what it draws.
+"""
+
+from dlm_lens.plots.column_raster import column_raster
+from dlm_lens.plots.head_grid import head_grid
+from dlm_lens.plots.sink_drift import sink_drift
+from dlm_lens.plots.speedup import speedup
+from dlm_lens.plots.style import dark, light
+
+__all__ = ["column_raster", "dark", "head_grid", "light", "sink_drift", "speedup"]
