@@ -1,4 +1,22 @@
-"""Attention operations of dlm-lens: tensors in, tensors out; knows nothing of models.
+"""Attention operations on tensors: what attention does, and attention that does less.
 
-Each operation is a package ``<op>/`` holding ``reference.py``, its meaning in plain PyTorch.
+Every operation takes ``q [B, H, Lq, D]`` and ``k, v [B, Hkv, Lk, D]`` after the rotary embedding, where ``Hkv``
+divides ``H``, and never makes a tensor of ``Lq · Lk`` over all heads. The package depends on PyTorch only.
 """
+
+from dlm_kernels.attention_statistics import AttentionStatistics, attention_statistics
+from dlm_kernels.column_scores import column_scores
+from dlm_kernels.column_sparse_attention import column_sparse_attention
+from dlm_kernels.common import position_bins
+from dlm_kernels.retained_mass import retained_mass
+from dlm_kernels.select_columns import select_columns
+
+__all__ = [
+    "AttentionStatistics",
+    "attention_statistics",
+    "column_scores",
+    "column_sparse_attention",
+    "position_bins",
+    "retained_mass",
+    "select_columns",
+]
