@@ -83,7 +83,7 @@ def compare(
     rows: list[dict[str, Any]] = []
     total = len(sets) * (len(measured) * repeats + 1) + (len(measured) if tasks else 0)
     with tqdm(total=total, desc="Comparing", unit="run", disable=not progress) as bar:
-        accuracies = [_accuracy(dlm, tasks, policy, seed, bar) for policy in measured]
+        accuracies = [_accuracy(dlm, tasks, policy, bar) for policy in measured]
         for name, prompt in sets.items():
             bar.set_postfix_str(f"{name}: fidelity")
             fidelities = walk(dlm, prompt, measured, **common, progress=False)
@@ -142,11 +142,11 @@ def _prompt_sets(prompts: Any) -> dict[str, Any]:
     return {str(name): prompt for name, prompt in prompts.items()}
 
 
-def _accuracy(dlm: DLM, tasks: Sequence[TaskItem] | None, policy: Policy, seed: int, bar: tqdm) -> float:
+def _accuracy(dlm: DLM, tasks: Sequence[TaskItem] | None, policy: Policy, bar: tqdm) -> float:
     if not tasks:
         return math.nan
     bar.set_postfix_str(f"tasks: {policy.label}")
-    share = task_module.accuracy(dlm, tasks, policy=policy, seed=seed, progress=False)
+    share = task_module.accuracy(dlm, tasks, policy=policy, progress=False)
     bar.update()
     return share
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 from os import PathLike
 from pathlib import Path
 
@@ -32,14 +33,13 @@ def summary(table: pd.DataFrame) -> pd.DataFrame:
 
 
 def format_summary(table: pd.DataFrame) -> str:
-    """:func:`summary` as text for a terminal; what does not apply is a dash."""
+    """:func:`summary` as text for a terminal, one column per policy; what does not apply is a dash."""
 
     def number(value: float) -> str:
-        return (
-            f"{value:.4f}" if 0 < abs(value) < 0.01 else f"{value:.2f}" if abs(value) < 20 else f"{value:.0f}"
-        )
+        digits = 0 if abs(value) >= 100 else 4 if 0 < abs(value) < 0.01 else 2
+        return "–" if math.isnan(value) else f"{value:.{digits}f}"
 
-    return summary(table).to_string(float_format=number, na_rep="–")
+    return summary(table).map(number).T.rename_axis(columns=None).to_string()
 
 
 def save_table(table: pd.DataFrame, path: str | PathLike) -> None:

@@ -1,0 +1,185 @@
+import io
+import re
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pandas as pd
+import pytest
+
+import dlm_lens as dl
+from dlm_lens.cli import main
+
+PROMPT = "def add(first, second):\n    return"
+RUN = ["--prompt", PROMPT, "--gen-length", "8", "--steps", "4", "--device", "cpu"]
+
+
+@pytest.fixture(scope="module")
+def trace_path(tmp_path_factory) -> Path:
+    path = tmp_path_factory.mktemp("cli") / "t.zarr"
+    assert main(["capture", *RUN, "--policy", "pulsecol", "--layers", "0,2-3", "--out", str(path)]) == 0
+    return path
+
+
+def refused(capsys, *arguments: object) -> str:
+    """The message of a command that must fail with exit status 2 and one line on standard error."""
+    capsys.readouterr()
+    try:
+        status: object = main([str(argument) for argument in arguments])
+    except SystemExit as stopped:
+        status = stopped.code
+    output = capsys.readouterr()
+    assert status == 2
+    assert output.out == ""
+    lines = [line for line in output.err.splitlines() if line]
+    assert lines[-1].startswith("dlm-lens: error: ")
+    assert "Traceback" not in output.err
+    return lines[-1]
+
+
+def test_capture_writes_a_trace_of_what_was_asked(trace_path):
+    trace = dl.open_trace(trace_path)
+    assert trace.steps == (0, 1, 2, 3)
+    assert trace.layers == (0, 2, 3)
+    assert "retained_mass" in trace.statistics
+
+
+def test_info_says_what_a_trace_holds(trace_path, capsys):
+    assert main(["info", str(trace_path)]) == 0
+    text = capsys.readouterr().out
+    assert "PulseCol" in text
+    assert "4 recorded" in text
+
+
+def test_explore_writes_one_file(trace_path, tmp_path, capsys):
+    page = tmp_path / "e.html"
+    assert main(["explore", str(trace_path), "--html", str(page)]) == 0
+    assert "<html" in page.read_text()
+    assert str(page) in capsys.readouterr().out
+
+
+def test_compare_prints_and_writes_the_table(tmp_path, capsys):
+    out = tmp_path / "compare.csv"
+    command = ["compare", *RUN, "--policies", "dense,pulsecol,random", "--sparsity", "0.5", "--out", str(out)]
+    assert main(command) == 0
+    text = capsys.readouterr().out
+    assert "speed-up" in text
+    assert list(pd.read_csv(out)["policy"]) == ["Dense", "PulseCol 50%", "Random columns 50%"]
+
+
+def test_prompt_is_read_from_standard_input(tmp_path, monkeypatch):
+    monkeypatch.setattr(sys, "stdin", io.StringIO(PROMPT))
+    assert main(["capture", *RUN, "--prompt", "-", "--out", str(tmp_path / "t.zarr")]) == 0
+    expected = dl.load("tiny").encode(PROMPT).tokens.shape[1]
+    assert dl.open_trace(tmp_path / "t.zarr").prompt_length == expected
+
+
+@pytest.mark.parametrize("command", ["demo", "capture", "explore", "compare", "info"])
+def test_every_command_explains_itself(command, capsys):
+    with pytest.raises(SystemExit) as stopped:
+        main([command, "--help"])
+    assert stopped.value.code == 0
+    assert f"usage: dlm-lens {command}" in capsys.readouterr().out
+
+
+def test_version(capsys):
+    with pytest.raises(SystemExit):
+        main(["--version"])
+    assert capsys.readouterr().out.split() == ["dlm-lens", dl.__version__]
+
+
+def test_unknown_names_list_the_known_ones(capsys, tmp_path):
+    out = tmp_path / "t.zarr"
+    message = refused(capsys, "capture", *RUN, "--policy", "nonsense", "--out", out)
+    assert all(name in message for name in ("nonsense", "dense", "pulsecol", "random"))
+    message = refused(capsys, "compare", *RUN, "--policies", "dense,nonsense")
+    assert all(name in message for name in ("nonsense", "dense", "pulsecol", "random"))
+    message = refused(capsys, "capture", *RUN, "--model", "nonsense", "--out", out)
+    assert all(name in message for name in ("nonsense", "tiny"))
+    assert not out.exists()
+
+
+@pytest.mark.parametrize(
+    ("changed", "message"),
+    [
+        (["--gen-length", "0"], "gen_length=0"),
+        (["--steps", "3", "--gen-length", "64"], "steps=3"),
+        (["--layers", "99"], "99"),
+        (["--layers", "a-b"], "'a-b' is not a list of numbers"),
+        (["--memory-budget", "1 kB"], "budget"),
+        (["--policy", "pulsecol", "--sparsity", "1.5"], "1.5"),
+        (["--sparsity", "0.5"], "needs a sparse policy"),
+        (["--sampler", "left-to-right"], "autoregressive"),
+        (["--prompt", ""], "prompt"),
+    ],
+)
+def test_wrong_options_are_refused_and_write_nothing(capsys, tmp_path, changed, message):
+    out = tmp_path / "t.zarr"
+    assert message in refused(capsys, "capture", *RUN, *changed, "--out", out)
+    assert not out.exists()
+
+
+def test_a_trace_is_replaced_only_when_asked(trace_path, capsys):
+    assert str(trace_path) in refused(capsys, "capture", *RUN, "--out", trace_path)
+    assert dl.open_trace(trace_path).layers == (0, 2, 3)
+
+
+def test_what_is_not_a_trace_is_refused(capsys, tmp_path):
+    assert "nowhere.zarr" in refused(capsys, "info", tmp_path / "nowhere.zarr")
+    (tmp_path / "foreign").mkdir()
+    page = tmp_path / "e.html"
+    assert "foreign" in refused(capsys, "explore", tmp_path / "foreign", "--html", page)
+    assert not page.exists()
+
+
+def test_tables_that_cannot_be_written_are_refused_before_measuring(capsys, tmp_path):
+    assert ".csv or .json" in refused(capsys, "compare", *RUN, "--out", tmp_path / "t.txt")
+    assert "no folder" in refused(capsys, "compare", *RUN, "--out", tmp_path / "nowhere" / "t.csv")
+
+
+def begin_long_capture(path: Path) -> subprocess.Popen:
+    """A capture in a process of its own that has finished some of its 128 steps, and far from all."""
+    command = [sys.executable, "-m", "dlm_lens.cli", "capture", "--prompt", PROMPT * 20]
+    command += ["--gen-length", "128", "--out", str(path), "--device", "cpu"]
+    process = subprocess.Popen(command, stderr=subprocess.PIPE, text=True, cwd=Path(__file__).parents[1])
+    while process.poll() is None:
+        try:
+            if len(dl.open_trace(path).steps) >= 2:
+                return process
+        except dl.TraceError:
+            time.sleep(0.02)
+    pytest.fail(f"the capture ended on its own: {process.stderr.read()}")
+
+
+def test_a_killed_capture_leaves_its_finished_steps(tmp_path):
+    process = begin_long_capture(tmp_path / "t.zarr")
+    process.kill()
+    process.communicate()
+    trace = dl.open_trace(tmp_path / "t.zarr")
+    assert 2 <= len(trace.steps) < 128
+    assert trace["column_mass"].sum("position").values == pytest.approx(1, abs=1e-3)
+    assert "interrupted" in repr(trace)
+
+
+def test_ctrl_c_keeps_the_finished_steps_and_says_so(tmp_path):
+    process = begin_long_capture(tmp_path / "t.zarr")
+    process.send_signal(signal.SIGINT)
+    _, errors = process.communicate()
+    assert process.returncode == 130
+    finished = len(dl.open_trace(tmp_path / "t.zarr").steps)
+    assert re.search(rf"keeps the {finished} finished steps", errors)
+    assert "Traceback" not in errors
+
+
+def test_demo_writes_all_it_promises_and_can_be_run_again(tmp_path, capsys):
+    from dlm_lens.demo import FILES, demo
+
+    small = {"length": 96, "gen_length": 16, "steps": 4, "questions": 2, "repeats": 1}
+    for _ in range(2):
+        demo(tmp_path / "demo", **small)
+    assert {path.name for path in (tmp_path / "demo").iterdir()} == set(FILES)
+    text = capsys.readouterr().out
+    for words in ("Dense", "PulseCol 80%", "Random columns 80%", "correct %", "explorer.html"):
+        assert words in text
