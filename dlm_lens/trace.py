@@ -141,6 +141,11 @@ class Trace:
         return self.dataset.sizes.get("sample", 1)
 
     @property
+    def complete(self) -> bool:
+        """Whether the run came to its end; False if it was interrupted."""
+        return bool(self.attrs.get("complete", True))
+
+    @property
     def vocabulary(self) -> dict[int, str]:
         """Display text of every token id that occurs in the trace."""
         return {int(token): text for token, text in json.loads(self.attrs.get("vocabulary", "{}")).items()}
@@ -183,10 +188,7 @@ class Trace:
         return open_trace(path)
 
     def _summary(self) -> dict[str, str]:
-        planned = self.attrs.get("recorded_steps", len(self.steps))
-        finished = f"{len(self.steps)} recorded"
-        if planned > len(self.steps):
-            finished += f", interrupted ({planned} planned)"
+        finished = f"{len(self.steps)} recorded" + ("" if self.complete else ", interrupted")
         return {
             "model": str(self.attrs.get("model", "unknown")),
             "policy": str(self.attrs.get("policy", "unknown")),

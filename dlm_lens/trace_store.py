@@ -7,6 +7,7 @@ appending a step and reading one step cheap.
 """
 
 import json
+import math
 import shutil
 from collections.abc import Mapping, Sequence
 from os import PathLike, fspath
@@ -118,6 +119,10 @@ class TraceWriter:
         """Display text of every token id that occurs."""
         self._group.attrs["vocabulary"] = json.dumps(vocabulary, ensure_ascii=False)
 
+    def write_attributes(self, **attrs: Any) -> None:
+        """Set attributes of the trace that are known only now."""
+        self._group.attrs.update(attrs)
+
     def write_step(self, step: int, values: Mapping[str, Any]) -> None:
         """Add one recorded step and mark it as finished.
 
@@ -150,17 +155,25 @@ def create_store(path: str | PathLike | None, overwrite: bool = False) -> Memory
     """
     if path is None:
         return MemoryStore()
+    check_path(path, overwrite)
     folder = Path(path)
     if folder.exists():
-        if not overwrite:
-            raise TraceError(f"{folder} exists already; choose another path or pass overwrite=True")
-        if not is_trace(folder) and not (folder.is_dir() and not any(folder.iterdir())):
-            raise TraceError(
-                f"{folder} is not a trace, so overwrite=True does not replace it; remove it yourself"
-            )
         shutil.rmtree(folder)
     folder.parent.mkdir(parents=True, exist_ok=True)
     return LocalStore(folder)
+
+
+def check_path(path: str | PathLike, overwrite: bool) -> None:
+    """Raise ``TraceError`` if a trace may not be written to ``path``."""
+    folder = Path(path)
+    if not folder.exists():
+        return
+    if not overwrite:
+        raise TraceError(f"{folder} exists already; choose another path or pass overwrite=True")
+    if not is_trace(folder) and not (folder.is_dir() and not any(folder.iterdir())):
+        raise TraceError(
+            f"{folder} is not a trace, so overwrite=True does not replace it; remove it yourself"
+        )
 
 
 def is_trace(folder: Path) -> bool:
@@ -180,6 +193,8 @@ def read_dataset(store: Any) -> xr.Dataset:
     where = f"{fspath(store)}" if isinstance(store, str | PathLike) else "the trace in memory"
     group = _open_group(store, where)
     finished = _check(group, where)
+    if isinstance(store, str | PathLike):
+        _check_files(Path(store), group, finished)
     try:
         dataset = xr.open_zarr(store, consolidated=False, zarr_format=3, chunks=None)
     except (OSError, ValueError, KeyError, TypeError) as error:
@@ -223,11 +238,24 @@ def _check(group: zarr.Group, where: str) -> np.ndarray:
     finished = np.flatnonzero(arrays["finished"][:])
     if len(finished) == 0:
         raise TraceError(f"{where} holds no finished step: the run ended before its first recorded step")
-    for name, array in arrays.items():
-        chunks = len(finished) if array.ndim > 1 and "step" in array.metadata.dimension_names else 1
-        if array.nchunks_initialized < chunks:
-            raise TraceError(
-                f"{where} is truncated: {name} has {array.nchunks_initialized} of the {chunks} chunks"
-                f" of its {len(finished)} finished steps"
-            )
     return finished
+
+
+def _check_files(folder: Path, group: zarr.Group, finished: np.ndarray) -> None:
+    """Raise ``TraceError`` unless every chunk of the finished steps is there in full.
+
+    Zarr itself reads a missing chunk as fill values, so a copy that broke off would pass for data.
+    """
+    for name, array in group.arrays():
+        dims = array.metadata.dimension_names or ()
+        by_step = "step" in dims and array.ndim > 1
+        size = math.prod(array.chunks) * array.dtype.itemsize
+        for step in finished if by_step else [0]:
+            index = tuple(int(step) if by_step and dim == "step" else 0 for dim in dims)
+            chunk = folder / name / array.metadata.encode_chunk_key(index)
+            found = chunk.stat().st_size if chunk.exists() else 0
+            if found != size:
+                raise TraceError(
+                    f"{folder} is truncated: {chunk.relative_to(folder)} has {found} of {size} bytes;"
+                    " copy or capture the trace again"
+                )

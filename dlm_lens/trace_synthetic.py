@@ -151,6 +151,6 @@ def _attributes(
         "prompt_length": prompt_length,
         "gen_length": length - prompt_length,
         "steps": steps,
-        "recorded_steps": steps,
+        "complete": True,
         "vocabulary": json.dumps(texts, ensure_ascii=False),
     }

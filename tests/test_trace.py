@@ -66,7 +66,7 @@ def test_texts_come_from_the_vocabulary_and_show_unknown_ids():
 
 
 def test_variable_that_was_not_recorded_is_named(saved):
-    with pytest.raises(TraceError, match="no full_map .recorded: column_mass"):
+    with pytest.raises(TraceError, match=r"no full_map \(recorded: column_mass"):
         open_trace(saved)["full_map"]
     with pytest.raises(TraceError, match="unknown variable 'colum_mass'"):
         open_trace(saved)["colum_mass"]
@@ -74,8 +74,8 @@ def test_variable_that_was_not_recorded_is_named(saved):
 
 def test_repr_states_interruption_and_escapes():
     trace = synthetic_trace(steps=2)
-    trace.attrs.update(recorded_steps=5, model="<b>")
-    assert "2 recorded, interrupted (5 planned)" in repr(trace)
+    trace.attrs.update(complete=False, model="<b>")
+    assert "2 recorded, interrupted" in repr(trace)
     assert "<b>" not in trace._repr_html_()
 
 
@@ -128,8 +128,10 @@ def test_something_that_is_no_zarr(tmp_path, as_folder):
 
 
 def test_foreign_zarr(tmp_path):
-    xr.Dataset({"tokens": ("step", [1, 2])}).to_zarr(tmp_path / "other.zarr", zarr_format=3)
-    with pytest.raises(TraceError, match="Zarr data but not a trace: it lacks the attribute 'dlm_lens_trace'"):
+    zarr.open_group(tmp_path / "other.zarr", mode="w").create_array("tokens", shape=(2,), dtype="int32")
+    with pytest.raises(
+        TraceError, match="Zarr data but not a trace: it lacks the attribute 'dlm_lens_trace'"
+    ):
         open_trace(tmp_path / "other.zarr")
 
 
@@ -158,9 +160,12 @@ def test_missing_arrays(saved):
         open_trace(saved)
 
 
-def test_missing_chunk(saved):
-    shutil.rmtree(saved / "column_mass" / "c" / "1")
-    with pytest.raises(TraceError, match="truncated: column_mass has 3 of the 4 chunks of its 4 finished steps"):
+@pytest.mark.parametrize("keep", [0, 100])
+def test_broken_off_chunk(saved, keep):
+    chunk = saved / "column_mass" / "c" / "1" / "0" / "0" / "0"
+    data = chunk.read_bytes()[:keep]
+    chunk.write_bytes(data) if data else chunk.unlink()
+    with pytest.raises(TraceError, match=rf"truncated: column_mass/c/1/0/0/0 has {keep} of 2048 bytes"):
         open_trace(saved)
 
 

@@ -1,0 +1,62 @@
+"""What a statistic is: parameters, the shape of its result, and how it reads the attention of one layer.
+
+To add one: a file with a frozen dataclass deriving from :class:`Statistic`, its variable's dimensions in
+``dlm_lens/trace_store.py``, an export line in ``recording/__init__.py`` and in ``dlm_lens/__init__.py``, and a
+test that mirrors the file. Statistics of the same pass belong into ``dlm_kernels.attention_statistics``.
+"""
+
+from abc import ABC, abstractmethod
+from dataclasses import dataclass
+from functools import cached_property
+from typing import ClassVar
+
+from dlm_kernels import AttentionStatistics, attention_statistics
+from torch import Tensor
+
+
+@dataclass(frozen=True)
+class LayerAttention:
+    """Queries and keys of one layer at one step, after the rotary embedding, of the recorded heads only.
+
+    ``q`` [B, H, L, D]; ``k`` [B, Hkv, L, D], Hkv dividing H; ``start`` LongTensor [B], the first valid position
+    of each sample, or None; ``causal`` for autoregressive models; ``bins`` shared by all binned statistics.
+    """
+
+    q: Tensor
+    k: Tensor
+    start: Tensor | None
+    causal: bool
+    bins: int | None
+    entropy: bool
+
+    @cached_property
+    def reduced(self) -> AttentionStatistics:
+        """The base statistics, made together in one pass when the first of them is asked for."""
+        return attention_statistics(
+            self.q, self.k, start=self.start, causal=self.causal, bins=self.bins, entropy=self.entropy
+        )
+
+
+class Statistic(ABC):
+    """One reduction of the attention of every recorded layer and head; stateless, so any run may use it."""
+
+    variable: ClassVar[str]
+
+    @abstractmethod
+    def shape(self, length: int) -> tuple[int, ...]:
+        """Shape per layer and head for a sequence of ``length`` positions."""
+
+    @abstractmethod
+    def __call__(self, attention: LayerAttention) -> Tensor:
+        """Values of one layer, float32 [B, H, *shape]."""
+
+
+@dataclass(frozen=True)
+class BinnedStatistic(Statistic):
+    """A statistic over bins of positions, ``position · bins // length``."""
+
+    bins: int = 64
+
+    def __post_init__(self) -> None:
+        if not isinstance(self.bins, int) or self.bins < 1:
+            raise ValueError(f"{type(self).__name__}: bins must be a positive integer, got {self.bins!r}")

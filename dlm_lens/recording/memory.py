@@ -1,0 +1,115 @@
+"""What a capture will take, worked out before it starts."""
+
+import math
+import re
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+from dlm_lens.errors import MemoryBudgetError
+from dlm_lens.recording.base import Statistic
+
+_UNITS = {"B": 1, "KB": 10**3, "MB": 10**6, "GB": 10**9, "TB": 10**12}
+_UNITS |= {"KIB": 2**10, "MIB": 2**20, "GIB": 2**30, "TIB": 2**40}
+# Tiles of scores and the sums over queries that the statistics are made from; they do not grow with the length.
+_TILES = 3 * (4 << 20)
+
+
+@dataclass(frozen=True)
+class MemoryEstimate:
+    """Bytes that a capture will take.
+
+    variables : bytes of each variable over all recorded steps, in memory or on disk
+    workspace : bytes held besides, while a step is recorded
+    """
+
+    variables: Mapping[str, int]
+    workspace: int
+
+    @property
+    def trace(self) -> int:
+        """Bytes of the finished trace."""
+        return sum(self.variables.values())
+
+    @property
+    def total(self) -> int:
+        """Bytes of trace and workspace together, which the memory budget bounds."""
+        return self.trace + self.workspace
+
+    def __repr__(self) -> str:
+        largest = sorted(self.variables.items(), key=lambda item: -item[1])
+        parts = ", ".join(f"{name} {format_bytes(size)}" for name, size in largest)
+        return f"trace {format_bytes(self.trace)} ({parts}), workspace {format_bytes(self.workspace)}"
+
+
+def estimate_memory(
+    statistics: Sequence[Statistic],
+    *,
+    batch: int,
+    length: int,
+    layers: int,
+    heads: int,
+    steps: int,
+    retained_mass: bool = False,
+) -> MemoryEstimate:
+    """Estimate a capture of ``steps`` steps over ``layers`` × ``heads`` of ``batch`` sequences of ``length``.
+
+    Everything recorded is float32. Counted are the statistics and, as ``tokens``, what is kept per position.
+    """
+    per_head = {statistic.variable: math.prod(statistic.shape(length)) for statistic in statistics}
+    if retained_mass:
+        per_head["retained_mass"] = 1
+    step = {name: 4 * batch * layers * heads * values for name, values in per_head.items()}
+    # Per position: token, mask, confidence at every step; commitment and final token once.
+    variables = {name: size * steps for name, size in step.items()} | {
+        "tokens": batch * length * (9 * steps + 8)
+    }
+    # The step's values once as recorded and once as written.
+    return MemoryEstimate(variables, 2 * sum(step.values()) + _TILES)
+
+
+def check_budget(
+    estimate: MemoryEstimate, budget: int, statistics: Sequence[Statistic], steps: Sequence[int]
+) -> None:
+    """Raise ``MemoryBudgetError`` if the estimate exceeds ``budget`` bytes, saying what to drop."""
+    if estimate.total <= budget:
+        return
+    advice = []
+    for statistic in statistics:
+        if statistic.variable == "full_map":
+            advice.append(f"leave out FullMaps() ({format_bytes(estimate.variables['full_map'])})")
+    room = budget - estimate.workspace
+    if len(steps) > 1 and estimate.trace > room > 0:
+        every = math.ceil(estimate.trace / room)
+        advice.append(f"record fewer steps (record_steps=range({steps[0]}, {steps[-1] + 1}, {every}))")
+    if "pooled_map" in estimate.variables:
+        pooled = format_bytes(estimate.variables["pooled_map"])
+        advice.append(f"use fewer bins (pooled_map takes {pooled}; half the bins take a quarter)")
+    advice.append("record fewer layers or heads")
+    raise MemoryBudgetError(
+        f"this capture needs {format_bytes(estimate.total)} but memory_budget is {format_bytes(budget)}: {estimate}."
+        f" To fit: {'; '.join(advice)}; or raise memory_budget"
+    )
+
+
+def parse_bytes(size: int | str) -> int:
+    """Bytes from a number or a text such as ``"2 GB"`` (10⁹) or ``"512 MiB"`` (2²⁰)."""
+    if isinstance(size, int) and not isinstance(size, bool):
+        value = float(size)
+    else:
+        match = re.fullmatch(r"\s*(\d+(?:\.\d+)?)\s*([KMGT]?I?B)\s*", str(size).upper())
+        if not match or match[2] not in _UNITS:
+            raise ValueError(
+                f"{size!r} is no amount of memory; expected bytes or a text such as '2 GB' or '512 MiB'"
+            )
+        value = float(match[1]) * _UNITS[match[2]]
+    if value <= 0:
+        raise ValueError(f"an amount of memory must be positive, got {size!r}")
+    return int(value)
+
+
+def format_bytes(size: int) -> str:
+    """The size with a decimal unit: ``format_bytes(2_100_000) == "2.1 MB"``."""
+    for unit in ("TB", "GB", "MB", "KB"):
+        if size >= _UNITS[unit]:
+            return f"{size / _UNITS[unit]:.1f} {unit}"
+    return f"{size} B"

@@ -1,0 +1,198 @@
+"""The recorder: reduces what it is shown of every layer at once and appends every step to a trace."""
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from os import PathLike
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from dlm_lens.errors import TraceError
+from dlm_lens.recording.base import BinnedStatistic, LayerAttention, Statistic
+from dlm_lens.trace import Trace
+from dlm_lens.trace_store import STATISTICS, TraceWriter, create_store, read_dataset
+
+if TYPE_CHECKING:
+    from dlm_lens.attention import StepContext
+    from dlm_lens.policies import PolicyRun, StepPlan
+    from dlm_lens.policies.columns import ColumnPattern
+
+UNDECIDED = -2
+"""``committed_at`` of generated positions that no step has decided yet."""
+
+
+@dataclass(frozen=True)
+class Selection:
+    """What to record: statistics, and the numbers of steps, layers and heads, ascending.
+
+    ``retained_mass`` asks for the dense mass on the keys that a sparse policy keeps.
+    """
+
+    statistics: tuple[Statistic, ...]
+    steps: tuple[int, ...]
+    layers: tuple[int, ...]
+    heads: tuple[int, ...]
+    retained_mass: bool = False
+
+    def __post_init__(self) -> None:
+        names = [statistic.variable for statistic in self.statistics]
+        if len(set(names)) < len(names):
+            raise ValueError(f"every statistic may be recorded once, got {list(self.statistics)}")
+        if len({statistic.bins for statistic in self.binned}) > 1:
+            raise ValueError(f"statistics over bins must have the same bins, got {list(self.binned)}")
+
+    @property
+    def binned(self) -> tuple[BinnedStatistic, ...]:
+        return tuple(statistic for statistic in self.statistics if isinstance(statistic, BinnedStatistic))
+
+    @property
+    def variables(self) -> list[str]:
+        """Names of the variables over layers and heads that every recorded step brings."""
+        return [s.variable for s in self.statistics] + ["retained_mass"] * self.retained_mass
+
+
+class Recorder:
+    """Records one run of :func:`dlm_lens.denoise`; what ``denoise`` tells it is in ``StepRecorder``.
+
+    Nothing is written before the first step begins, and a step is complete in the trace or not there at all.
+
+    Parameters
+    ----------
+    selection : what to record
+    start : LongTensor [B], first valid position of each sample
+    prompt_length : positions before the generation, padding included
+    token_texts : display texts for a list of token ids
+    attrs : JSON attributes of the trace
+    path : folder of the trace, or None to keep it in memory
+    overwrite : whether a trace at ``path`` may be replaced
+    """
+
+    def __init__(
+        self,
+        selection: Selection,
+        *,
+        start: Tensor,
+        prompt_length: int,
+        token_texts: Callable[[Sequence[int]], list[str]],
+        attrs: Mapping[str, Any],
+        path: str | PathLike | None = None,
+        overwrite: bool = False,
+    ) -> None:
+        self.selection = selection
+        self._start = start.cpu().numpy()
+        self._prompt_length = prompt_length
+        self._token_texts = token_texts
+        self._attrs = attrs
+        self._path, self._overwrite = path, overwrite
+        self._writer: TraceWriter | None = None
+        self._vocabulary: dict[int, str] = {}
+        self._values: dict[str, np.ndarray] = {}
+
+    def begin_step(self, step: int, tokens: Tensor, plan: "StepPlan") -> None:
+        """Note the state ``tokens`` [B, L] that enters the step."""
+        if plan.queries is not None or plan.keys is not None:
+            raise TraceError(
+                f"step {step} ({plan.kind}) computes part of the positions; only whole steps are recorded"
+            )
+        self._step, self._tokens = step, tokens.cpu().numpy()
+        if self._writer is None:
+            self._committed_at = np.full(self._tokens.shape, -1, dtype=np.int32)
+            self._committed_at[:, self._prompt_length :] = UNDECIDED
+            self._writer = self._create()
+        if step in self.selection.steps:
+            self._write_outcome(self._writer, self._tokens, self._committed_at)
+
+    def observe(self, layer: int, q: Tensor, k: Tensor, context: "StepContext") -> None:
+        """Reduce the attention of a layer: q [≥ B, H, L, D], k [≥ B, Hkv, L, D]; the first B rows are recorded."""
+        chosen = self.selection
+        if self._step not in chosen.steps or layer not in chosen.layers:
+            return
+        attention = self._recorded_part(q, k, context)
+        index = chosen.layers.index(layer)
+        for statistic in chosen.statistics:
+            self._values[statistic.variable][:, index] = statistic(attention).cpu().numpy()
+        if chosen.retained_mass:
+            kept = _retained_mass(q, k, attention, context.run.pattern(layer))
+            heads = list(chosen.heads)
+            self._values["retained_mass"][:, index] = kept[: len(self._start), heads].cpu().numpy()
+
+    def end_step(
+        self, step: int, confidence: Tensor, committed: Tensor, kind: str, ms: float, run: "PolicyRun"
+    ) -> None:
+        """Append the step: ``confidence`` float32 [B, L], ``committed`` bool [B, L], milliseconds."""
+        assert self._writer is not None
+        if step in self.selection.steps:
+            values = {
+                "tokens": self._tokens,
+                "masked": self._committed_at == UNDECIDED,
+                "confidence": confidence.cpu().numpy(),
+                "kind": kind,
+                "step_ms": ms,
+            }
+            self._writer.write_step(step, values | self._values)
+        self._committed_at[committed.cpu().numpy()] = step
+
+    def finish(self, tokens: Tensor, committed_at: Tensor, interrupted: bool) -> Trace:
+        """Close the trace with the state reached, [B, L] each, and return it.
+
+        Raises ``TraceError`` if no recorded step was finished.
+        """
+        if self._writer is None:
+            raise TraceError("the run was interrupted before its first step; there is no trace")
+        self._write_outcome(self._writer, tokens.cpu().numpy(), committed_at.cpu().numpy())
+        self._writer.write_attributes(complete=not interrupted)
+        return Trace(read_dataset(self._store if self._path is None else self._path))
+
+    def _create(self) -> TraceWriter:
+        chosen = self.selection
+        batch, length = self._tokens.shape
+        shapes = {statistic.variable: statistic.shape(length) for statistic in chosen.statistics}
+        shapes |= {"retained_mass": ()} if chosen.retained_mass else {}
+        across = (batch, len(chosen.layers), len(chosen.heads))
+        self._values = {name: np.empty((*across, *shape), np.float32) for name, shape in shapes.items()}
+        sizes = {"sample": batch} if batch > 1 else {}
+        for name, shape in shapes.items():
+            sizes |= zip(STATISTICS[name][0][3:], shape, strict=True)
+        self._store = create_store(self._path, self._overwrite)
+        writer = TraceWriter(
+            self._store,
+            {"step": chosen.steps, "layer": chosen.layers, "head": chosen.heads, "position": range(length)},
+            sizes,
+            chosen.variables,
+            {**self._attrs, "complete": False},
+        )
+        writer.write_start(self._start)
+        return writer
+
+    def _write_outcome(self, writer: TraceWriter, tokens: np.ndarray, committed_at: np.ndarray) -> None:
+        if new := sorted(set(np.unique(tokens).tolist()) - set(self._vocabulary)):
+            self._vocabulary |= dict(zip(new, self._token_texts(new), strict=True))
+            writer.write_vocabulary(self._vocabulary)
+        writer.write_outcome(tokens, committed_at)
+
+    def _recorded_part(self, q: Tensor, k: Tensor, context: "StepContext") -> LayerAttention:
+        chosen, batch = self.selection, len(self._start)
+        q, k = q[:batch], k[:batch]
+        if len(chosen.heads) < q.shape[1]:
+            repeat = q.shape[1] // k.shape[1]
+            q, k = q[:, list(chosen.heads)], k[:, [head // repeat for head in chosen.heads]]
+        return LayerAttention(
+            q=q,
+            k=k,
+            start=None if context.start is None else context.start[:batch],
+            causal=context.causal,
+            bins=chosen.binned[0].bins if chosen.binned else None,
+            entropy="row_entropy" in chosen.variables,
+        )
+
+
+def _retained_mass(
+    q: Tensor, k: Tensor, attention: LayerAttention, pattern: "ColumnPattern | None"
+) -> Tensor:
+    """Dense mass on what the policy kept of all rows and heads, [B, H]; 1 where it kept everything."""
+    if pattern is None:
+        return torch.ones(q.shape[:2])
+    everything = attention.q.shape == q.shape
+    return pattern.retained_mass(q, k, lse=attention.reduced.lse if everything else None)[0]
