@@ -46,12 +46,12 @@ bench: $(VENV)/.installed
 
 # The stamps are newer than pyproject.toml and constraints.txt exactly when the installation is up to date.
 $(VENV)/.installed: pyproject.toml constraints.txt | $(VENV)/.created
-	@echo "Installing dlm-lens into $(VENV) (about 2 minutes; 1.5 GB, or 6 GB with the CUDA build of PyTorch) ..."
+	@echo "Installing dlm-lens into $(VENV) (about 2 minutes; 2.5 GB, or 7 GB with CUDA) ..."
 	$(PIP_INSTALL) -e .
 	@touch $@
 
 $(VENV)/.installed-dev: pyproject.toml constraints.txt | $(VENV)/.created
-	@echo "Installing dlm-lens and its tests into $(VENV) (about 2 minutes; 1.5 GB, or 6 GB with CUDA) ..."
+	@echo "Installing dlm-lens and its tests into $(VENV) (about 2 minutes; 2.5 GB, or 7 GB with CUDA) ..."
 	$(PIP_INSTALL) -e '.[dev]'
 	@touch $@ $(VENV)/.installed
 

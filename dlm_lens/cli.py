@@ -123,7 +123,7 @@ def _capture(options: argparse.Namespace) -> int:
         overwrite=options.overwrite,
     )
     print(trace)
-    if trace.attrs.get("interrupted"):
+    if not trace.complete:
         message = f"interrupted; {options.out} keeps the {len(trace.steps)} finished steps"
         print(f"dlm-lens: {message}", file=sys.stderr)
         return INTERRUPTED

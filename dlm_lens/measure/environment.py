@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import os
 import platform
-import subprocess
 import sys
 from datetime import UTC, datetime
 from importlib.metadata import PackageNotFoundError, version
@@ -15,6 +14,7 @@ import torch
 from torch.backends import cuda
 
 import dlm_lens
+from dlm_lens.recording.provenance import git_revision
 
 if TYPE_CHECKING:
     from dlm_lens.models import DLM
@@ -35,7 +35,8 @@ def provenance(dlm: DLM, *, seed: int) -> dict[str, Any]:
         "cpu_count": os.cpu_count(),
         "threads": torch.get_num_threads(),
         "seed": seed,
-        "dlm_lens": package_version(),
+        "dlm_lens": dlm_lens.__version__,
+        "git_revision": git_revision(),
         "python": platform.python_version(),
         "platform": platform.platform(),
         **{name: _installed(name) for name in _PACKAGES},
@@ -72,19 +73,6 @@ def dense_backend(dlm: DLM) -> str:
     if cuda.can_use_efficient_attention(shapes):
         return "memory-efficient"
     return "math"
-
-
-def package_version() -> str:
-    """The version of dlm-lens, with the git revision when it runs from a checkout."""
-    folder = Path(dlm_lens.__file__).resolve().parents[1]
-    if not (folder / ".git").exists():
-        return dlm_lens.__version__
-    command = ["git", "-C", str(folder), "describe", "--always", "--dirty"]
-    try:
-        revision = subprocess.run(command, capture_output=True, text=True, check=True).stdout.strip()
-    except (OSError, subprocess.CalledProcessError):
-        return dlm_lens.__version__
-    return f"{dlm_lens.__version__} ({revision})"
 
 
 def _installed(name: str) -> str | None:

@@ -55,13 +55,6 @@ def test_peak_memory_is_unknown_where_the_system_does_not_tell(monkeypatch):
     assert math.isnan(peak[0])
 
 
-def test_version_names_the_revision_of_a_checkout_only(monkeypatch, tmp_path):
-    monkeypatch.setattr(dl, "__file__", str(tmp_path / "dlm_lens" / "__init__.py"))
-    assert environment.package_version() == dl.__version__
-    (tmp_path / ".git").mkdir()  # not a repository either
-    assert environment.package_version() == dl.__version__
-
-
 @pytest.mark.gpu
 def test_dense_backend_of_a_gpu_is_named():
     dlm = dl.random_model(hidden=256, heads=2, device="cuda", dtype=torch.bfloat16)
