@@ -301,6 +301,7 @@ def _begin(
 
 def default_sampler(spec: Spec, gen_length: int) -> Sampler:
     """The sampler that models of this family were published with, in blocks of at most 32."""
+    _check_positive(gen_length=gen_length)
     if spec.causal:
         return LeftToRight()
     if spec.family == "dream":
