@@ -84,7 +84,7 @@ def capture(
         steps=len(chosen.steps),
         retained_mass=chosen.retained_mass,
     )
-    check_budget(estimate, parse_bytes(memory_budget), chosen.statistics, chosen.steps)
+    check_budget(estimate, parse_bytes(memory_budget), chosen.statistics, len(chosen.steps))
     if progress:
         print(f"capture: {estimate}")
 

@@ -67,20 +67,17 @@ def estimate_memory(
     return MemoryEstimate(variables, 2 * sum(step.values()) + _TILES)
 
 
-def check_budget(
-    estimate: MemoryEstimate, budget: int, statistics: Sequence[Statistic], steps: Sequence[int]
-) -> None:
-    """Raise ``MemoryBudgetError`` if the estimate exceeds ``budget`` bytes, saying what to drop."""
+def check_budget(estimate: MemoryEstimate, budget: int, statistics: Sequence[Statistic], steps: int) -> None:
+    """Raise ``MemoryBudgetError`` if the estimate for ``steps`` steps exceeds ``budget`` bytes, saying what to drop."""
     if estimate.total <= budget:
         return
     advice = []
     for statistic in statistics:
         if statistic.variable == "full_map":
             advice.append(f"leave out FullMaps() ({format_bytes(estimate.variables['full_map'])})")
-    room = budget - estimate.workspace
-    if len(steps) > 1 and estimate.trace > room > 0:
-        every = math.ceil(estimate.trace / room)
-        advice.append(f"record fewer steps (record_steps=range({steps[0]}, {steps[-1] + 1}, {every}))")
+    fitting = steps * (budget - estimate.workspace) // estimate.trace
+    if fitting > 0:
+        advice.append(f"record {fitting} of the {steps} steps (record_steps)")
     if "pooled_map" in estimate.variables:
         pooled = format_bytes(estimate.variables["pooled_map"])
         advice.append(f"use fewer bins (pooled_map takes {pooled}; half the bins take a quarter)")

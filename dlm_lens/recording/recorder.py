@@ -9,6 +9,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from dlm_lens.denoising import UNDECIDED
 from dlm_lens.errors import TraceError
 from dlm_lens.recording.base import BinnedStatistic, LayerAttention, Statistic
 from dlm_lens.trace import Trace
@@ -18,9 +19,6 @@ if TYPE_CHECKING:
     from dlm_lens.attention import StepContext
     from dlm_lens.policies import PolicyRun, StepPlan
     from dlm_lens.policies.columns import ColumnPattern
-
-UNDECIDED = -2
-"""``committed_at`` of generated positions that no step has decided yet."""
 
 
 @dataclass(frozen=True)
