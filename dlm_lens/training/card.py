@@ -36,8 +36,8 @@ def write_card(run: Path, corpus: Path, folder: Path) -> None:
 
 def _head(name: str, recipe: Recipe) -> str:
     kind = (
-        "An autoregressive language model, the causal twin of `tiny-dlm`: same data, tokenizer, shape and length of "
-        "training. Llama checkpoint layout."
+        "An autoregressive language model, the causal twin of `tiny-dlm`: same data, tokenizer, shape and "
+        "time of training. Llama checkpoint layout."
         if recipe.causal
         else "A masked diffusion language model in LLaDA's checkpoint layout, small enough for a laptop."
     )

@@ -16,6 +16,7 @@ from torch.utils.data import IterableDataset, get_worker_info
 
 from dlm_lens.measure.tasks import GEN_LENGTH, VARIANTS, ask, compose
 from dlm_lens.training.corpus import EOS, MASK
+from dlm_lens.training.objectives import Objective, diffusion, next_token
 
 
 @dataclass(frozen=True)
@@ -25,52 +26,71 @@ class Mixture:
     Attributes
     ----------
     tokens_per_step : tokens in a batch; a batch of length ``L`` holds ``tokens_per_step / L`` sequences.
+    code_share : share of the sequences of a batch that are code; the others are questions.
     lengths, length_shares : sequence lengths and the share of steps each gets once ``short_steps`` are over.
     short_steps : first steps, all at the shortest length: looking a key up is learnt soonest there.
     variant_shares : share of each of ``VARIANTS`` among the questions.
     """
 
     tokens_per_step: int = 131_072
+    code_share: float = 0.4
     lengths: tuple[int, ...] = (256, 512, 1024, 2048)
     length_shares: tuple[float, ...] = (0.15, 0.25, 0.25, 0.35)
-    short_steps: int = 1300
+    short_steps: int = 1000
     variant_shares: tuple[float, ...] = (0.25, 0.3, 0.25, 0.2)
 
 
 class Batches(IterableDataset):
-    """Endless batches ``{"tokens": [B, L] int16, "answer": [B] int16}``: first half code, second half questions.
+    """Endless training batches, code and questions, with what is to be learnt of them.
 
-    ``answer`` is where the answer region starts (``L`` for code). Batch ``i`` depends on the seed and ``i``
-    alone, whatever the number of workers.
+    Batch ``i`` depends on the seed and ``i`` alone, whatever the number of workers. Masks are drawn here, on the
+    CPU: where their number decides a shape, drawing them on the GPU would stop it at every step.
     """
 
-    def __init__(self, corpus: Path, mixture: Mixture, seed: int) -> None:
-        self.corpus, self.mixture, self.seed = corpus, mixture, seed
+    def __init__(self, corpus: Path, mixture: Mixture, seed: int, *, causal: bool) -> None:
+        self.corpus, self.mixture, self.seed, self.causal = corpus, mixture, seed, causal
 
-    def __iter__(self) -> Iterator[dict[str, torch.Tensor]]:
+    def __iter__(self) -> Iterator[Objective]:
         worker: Any = get_worker_info()
         first, stride = (worker.id, worker.num_workers) if worker else (0, 1)
         stream = np.load(self.corpus / "train.npy")
         writer = QuestionWriter(self.corpus / "tokenizer.json", stream)
         step = first
         while True:
-            yield self._batch(step, stream, writer)
+            tokens, answer = self.draw(step, stream, writer)
+            generator = torch.Generator().manual_seed(self.seed * 1_000_003 + step)
+            yield objective(tokens, answer, writer, generator, causal=self.causal).padded()
             step += stride
 
-    def _batch(self, step: int, stream: np.ndarray, writer: QuestionWriter) -> dict[str, torch.Tensor]:
+    def draw(
+        self, step: int, stream: np.ndarray, writer: QuestionWriter
+    ) -> tuple[torch.Tensor, torch.Tensor]:
+        """Tokens ``[B, L]``, code first, and where each row's answer starts ``[B]`` (``L`` for code)."""
         mixture = self.mixture
         rng = random.Random(f"{self.seed}-{step}")
         short = step < mixture.short_steps
         length = min(mixture.lengths) if short else rng.choices(mixture.lengths, mixture.length_shares)[0]
-        half = max(1, mixture.tokens_per_step // length // 2)
-        starts = [rng.randrange(len(stream) - length) for _ in range(half)]
+        rows = max(2, mixture.tokens_per_step // length)
+        n_code = max(1, min(rows - 1, round(rows * mixture.code_share)))
+        starts = [rng.randrange(len(stream) - length) for _ in range(n_code)]
         code = [stream[start : start + length] for start in starts]
-        questions = [
-            writer.write(rng, length, rng.choices(VARIANTS, mixture.variant_shares)[0]) for _ in range(half)
-        ]
-        tokens = np.stack([*code, *(ids for ids, _ in questions)]).astype(np.int16)
-        answer = np.array([length] * half + [at for _, at in questions], dtype=np.int16)
-        return {"tokens": torch.from_numpy(tokens), "answer": torch.from_numpy(answer)}
+        variants = rng.choices(VARIANTS, mixture.variant_shares, k=rows - n_code)
+        questions = [writer.write(rng, length, variant) for variant in variants]
+        tokens = np.stack([*code, *(ids for ids, _ in questions)]).astype(np.int64)
+        return torch.from_numpy(tokens), torch.tensor([length] * n_code + [at for _, at in questions])
+
+
+def objective(
+    tokens: torch.Tensor,
+    answer: torch.Tensor,
+    writer: QuestionWriter,
+    generator: torch.Generator,
+    *,
+    causal: bool,
+) -> Objective:
+    """What the diffusion model, or its causal twin, learns from a batch."""
+    learn = next_token if causal else diffusion
+    return learn(tokens, answer, writer.mask, writer.eos, generator)
 
 
 class QuestionWriter:

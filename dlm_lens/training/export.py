@@ -46,7 +46,10 @@ def export(run: Path, corpus: Path, folder: Path) -> DLM:
 def read_recipe(run: Path) -> Recipe:
     """The recipe a run was started with."""
     stored = json.loads((run / "recipe.json").read_text())
-    mixture = {name: tuple(v) if isinstance(v, list) else v for name, v in stored.pop("mixture").items()}
+    mixture: dict[str, Any] = {
+        name: tuple(value) if isinstance(value, list) else value
+        for name, value in stored.pop("mixture").items()
+    }
     return Recipe(**stored, mixture=Mixture(**mixture))
 
 

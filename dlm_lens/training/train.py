@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import random
 import time
-from collections.abc import Iterator
+from collections.abc import Callable
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
@@ -20,8 +20,8 @@ from transformers import LlamaConfig, LlamaForCausalLM
 
 from dlm_lens.measure.tasks import VARIANTS
 from dlm_lens.models.llada import LladaConfig, LladaForMaskedLM
-from dlm_lens.training.data import Batches, Mixture, QuestionWriter
-from dlm_lens.training.objectives import Objective, diffusion, next_token
+from dlm_lens.training.data import Batches, Mixture, QuestionWriter, objective
+from dlm_lens.training.objectives import Objective, after_the_end
 
 
 @dataclass(frozen=True)
@@ -49,7 +49,7 @@ class Recipe:
     adam_lr: float = 2e-3
     weight_decay: float = 0.05
     warm_up: float = 0.01
-    decay: float = 0.3
+    decay: float = 0.4
     seed: int = 0
     mixture: Mixture = field(default_factory=Mixture)
 
@@ -92,20 +92,12 @@ def rate(progress: float, recipe: Recipe) -> float:
     return max(0.0, min(1.0, progress / recipe.warm_up + 0.01, (1.0 - progress) / recipe.decay))
 
 
-def objective(recipe: Recipe, batch: dict[str, torch.Tensor], writer: QuestionWriter) -> Objective:
-    """The training objective of the recipe's kind of model on a batch."""
-    tokens, answer = batch["tokens"].long(), batch["answer"].long()
-    if recipe.causal:
-        return next_token(tokens, answer, writer.mask, writer.eos)
-    return diffusion(tokens, answer, writer.mask, writer.eos)
-
-
 def weighted_loss(
     hidden: torch.Tensor, head: torch.Tensor, target: torch.Tensor, weight: torch.Tensor
 ) -> torch.Tensor:
-    """Weighted sum of cross-entropies in nats: ``hidden [K, D]``, ``head [V, D]``, ``target, weight [K]``."""
+    """Losses ``[2]`` in nats of code and of answers, from ``hidden [K, D], head [V, D], target [K], weight [K, 2]``."""
     logits = F.linear(hidden, head).float()
-    return (F.cross_entropy(logits, target, reduction="none") * weight).sum()
+    return (F.cross_entropy(logits, target, reduction="none")[:, None] * weight).sum(0)
 
 
 class Trainer:
@@ -121,11 +113,12 @@ class Trainer:
         self.optimizers = optimizers(self.model, recipe)
         self.base_rates = [group["lr"] for o in self.optimizers for group in o.param_groups]
         self.loss = weighted_loss
-        batches = Batches(corpus, recipe.mixture, recipe.seed)
+        batches = Batches(corpus, recipe.mixture, recipe.seed, causal=recipe.causal)
         self.loader = DataLoader(
             batches, batch_size=None, num_workers=workers, pin_memory=self.device.type == "cuda"
         )
         if self.device.type == "cuda":
+            torch.set_num_threads(1)  # what is left to the CPU is small, and the workers have its cores
             torch.backends.cuda.matmul.allow_tf32 = True
             for layer in self.model.model.layers:
                 layer.forward = torch.compile(layer.forward)
@@ -136,15 +129,15 @@ class Trainer:
         started = time.perf_counter()
         totals = torch.zeros(2, device=self.device)
         tokens = 0
-        for step, batch in enumerate(self._batches()):
+        for step, goal in enumerate(self.loader):
             elapsed = time.perf_counter() - started
             progress = max(
                 step / self.recipe.steps, elapsed / self.recipe.seconds if self.recipe.seconds else 0.0
             )
             if progress >= 1.0:
                 break
-            totals += self._step(batch, rate(progress, self.recipe))
-            tokens += batch["tokens"].numel()
+            totals += self._step(goal.to(self.device), rate(progress, self.recipe))
+            tokens += goal.inputs.numel()
             if (step + 1) % log_every == 0:
                 code, answer = (totals / log_every).tolist()
                 totals.zero_()
@@ -153,44 +146,34 @@ class Trainer:
                     row |= self.evaluate(items=32)
                     self.save()
                 self._record(row)
-        self._record({"step": step, "tokens": tokens, "seconds": elapsed, **self.evaluate(items=128)})
+        self._record({"step": step, "tokens": tokens, "seconds": elapsed, **self.evaluate(items=32)})
         self.save()
         return self.log
 
-    def _batches(self) -> Iterator[dict[str, torch.Tensor]]:
-        for batch in self.loader:
-            yield {name: value.to(self.device, non_blocking=True) for name, value in batch.items()}
-
-    def _step(self, batch: dict[str, torch.Tensor], factor: float) -> torch.Tensor:
+    def _step(self, goal: Objective, factor: float) -> torch.Tensor:
         """One optimiser step; returns the losses ``[2]`` of code and of answers, in nats."""
         self.model.train()
         groups = [group for o in self.optimizers for group in o.param_groups]
         for group, base in zip(groups, self.base_rates, strict=True):
             group["lr"] = base * factor
-        goal = objective(self.recipe, batch, self.writer)
-        split = (batch["answer"] == batch["tokens"].shape[1]).sum() * batch["tokens"].shape[1]
-        is_code = goal.index < split
-        with self._autocast():
-            hidden = self.model.model(goal.inputs, use_cache=False).last_hidden_state.flatten(0, 1)
-            head = self.model.lm_head.weight
-            # Counts differ from step to step; a padded size keeps the compiled loss and the allocator calm.
-            pad = -len(goal.index) % 4096
-            index, target, weight = (F.pad(part, (0, pad)) for part in (goal.index, goal.target, goal.weight))
-            both = self.loss(hidden[index], head, target, weight)
-        both.backward()
+        losses = self._losses(goal, self.loss)
+        losses.sum().backward()
         nn.utils.clip_grad_norm_(self.model.parameters(), 1.0)
         for optimizer in self.optimizers:
             optimizer.step()
             optimizer.zero_grad(set_to_none=True)
-        with torch.no_grad(), self._autocast():
-            index = goal.index[~is_code]
-            answer = weighted_loss(hidden[index], head, goal.target[~is_code], goal.weight[~is_code])
-        return torch.stack([both.detach() - answer, answer])
+        return losses.detach()
+
+    def _losses(self, goal: Objective, loss: Callable[..., torch.Tensor]) -> torch.Tensor:
+        with self._autocast():
+            hidden = self.model.model(goal.inputs, use_cache=False).last_hidden_state.flatten(0, 1)
+            return loss(hidden[goal.index], self.model.lm_head.weight, goal.target, goal.weight)
 
     def _autocast(self) -> torch.autocast:
         return torch.autocast(self.device.type, torch.bfloat16, enabled=self.device.type == "cuda")
 
     @torch.no_grad()
+    @torch.compiler.set_stance("force_eager")  # compiling for a handful of batches takes longer than they do
     def evaluate(self, *, items: int) -> dict[str, float]:
         """Held-out code loss, and exact match of answers predicted all at once, per variant and length."""
         self.model.eval()
@@ -215,25 +198,19 @@ class Trainer:
                 hidden = self.model.model(inputs, use_cache=False).last_hidden_state
                 read = slice(at - 1, -1) if self.recipe.causal else slice(at, None)
                 guess = F.linear(hidden[:, read], self.model.lm_head.weight).argmax(-1)
-            # A causal model that starts an answer with a wrong token is wrong even if the rest would follow.
-            right += int(((guess == part[:, at:]) | (part[:, at:] == self.writer.eos)).all(1).sum())
+            given = after_the_end(part, self.writer.eos)[:, at:]
+            right += int(((guess == part[:, at:]) | given).all(1).sum())
         return right / items
 
     def _held_out(self, length: int = 512) -> float:
-        stream = torch.from_numpy(self.writer.filler.astype(np.int64)).to(self.device)
+        stream = torch.from_numpy(self.writer.filler.astype(np.int64))
         rows = stream[: len(stream) // length * length].view(-1, length)[:256]
-        with torch.random.fork_rng(devices=[self.device] if self.device.type == "cuda" else []):
-            torch.manual_seed(1)
-            total = 0.0
-            for part in rows.split(64):
-                batch = {"tokens": part, "answer": torch.full((len(part),), length, device=self.device)}
-                goal = objective(self.recipe, batch, self.writer)
-                with self._autocast():
-                    hidden = self.model.model(goal.inputs, use_cache=False).last_hidden_state.flatten(0, 1)
-                    loss = weighted_loss(
-                        hidden[goal.index], self.model.lm_head.weight, goal.target, goal.weight
-                    )
-                total += float(loss) * len(part) / len(rows)
+        generator = torch.Generator().manual_seed(1)
+        total = 0.0
+        for part in rows.split(64):
+            answer = torch.full((len(part),), length)
+            goal = objective(part, answer, self.writer, generator, causal=self.recipe.causal).to(self.device)
+            total += float(self._losses(goal, weighted_loss)[0]) * len(part) / len(rows)
         return total
 
     def save(self) -> None:

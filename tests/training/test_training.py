@@ -13,7 +13,7 @@ import dlm_lens as dl
 from dlm_lens.training import corpus as corpora
 from dlm_lens.training.data import Batches, Mixture, QuestionWriter
 from dlm_lens.training.export import export, read_recipe
-from dlm_lens.training.objectives import diffusion, next_token
+from dlm_lens.training.objectives import after_the_end, diffusion, next_token
 from dlm_lens.training.train import Recipe, Trainer, rate
 
 MIXTURE = Mixture(tokens_per_step=1024, lengths=(128, 256), length_shares=(0.5, 0.5), short_steps=2)
@@ -55,39 +55,61 @@ def test_questions_end_in_their_answer(corpus):
 
 
 def test_batches_depend_on_seed_and_step_alone(corpus):
-    one, two = (next(iter(Batches(corpus, MIXTURE, 0))) for _ in range(2))
-    assert torch.equal(one["tokens"], two["tokens"])
-    assert one["tokens"].shape == (8, 128)
-    assert (one["answer"][:4] == 128).all()
-    assert (one["answer"][4:] < 128).all()
+    one, two = (next(iter(Batches(corpus, MIXTURE, 0, causal=False))) for _ in range(2))
+    assert torch.equal(one.inputs, two.inputs)
+    assert torch.equal(one.weight, two.weight)
+    assert one.inputs.shape == (8, 128)
+    assert len(one.index) == len(one.target) == len(one.weight) == 4096
+    writer = QuestionWriter(corpus / "tokenizer.json", np.load(corpus / "train.npy"))
+    _, answer = Batches(corpus, MIXTURE, 0, causal=False).draw(0, np.load(corpus / "train.npy"), writer)
+    assert (answer[:3] == 128).all()
+    assert (answer[3:] < 128).all()
 
 
 def test_diffusion_masks_code_and_answers_but_never_a_question(corpus):
     tokens = torch.randint(3, 600, (8, 64))
     answer = torch.tensor([64] * 4 + [50] * 4)
-    goal = diffusion(tokens, answer, mask_id=0, eos_id=1)
+    goal = diffusion(tokens, answer, 0, 1, torch.Generator().manual_seed(0))
     masked = goal.inputs == 0
     assert not masked[4:, :50].any()
     assert torch.equal(goal.inputs[~masked], tokens[~masked])
     assert torch.equal(goal.index, masked.flatten().nonzero().squeeze(1))
     assert torch.equal(goal.target, tokens.flatten()[goal.index])
     in_answer = goal.index >= 4 * 64
-    assert goal.weight[in_answer].sum() == pytest.approx(1.0, abs=1e-5)
+    assert (goal.weight[in_answer, 0] == 0).all()
+    assert (goal.weight[~in_answer, 1] == 0).all()
+    assert goal.weight[:, 1].sum() == pytest.approx(1.0, abs=1e-5)
     # E[masked / t] = 1 for every token, so that the weights of code add up to about one as well.
-    sums = [float(diffusion(tokens, answer, 0, 1).weight.sum()) for _ in range(200)]
-    assert np.mean(sums) == pytest.approx(2.0, abs=0.1)
+    generator = torch.Generator().manual_seed(0)
+    sums = [float(diffusion(tokens, answer, 0, 1, generator).weight[:, 0].sum()) for _ in range(200)]
+    assert np.mean(sums) == pytest.approx(1.0, abs=0.1)
+
+
+def test_the_end_of_an_answer_is_learnt_and_what_follows_it_hardly():
+    tokens = torch.tensor([[5, 6, 7, 8, 1, 1, 1]])
+    assert after_the_end(tokens, 1).tolist() == [[False] * 5 + [True] * 2]
+    goal = next_token(tokens, torch.tensor([2]), 0, 1, torch.Generator())
+    relative = (goal.weight[:, 1] / goal.weight[0, 1]).tolist()
+    assert relative == pytest.approx([1, 1, 1, 0.1, 0.1])
 
 
 def test_next_token_reads_one_to_the_left():
     tokens = torch.randint(3, 600, (4, 32))
-    goal = next_token(tokens, torch.tensor([32, 32, 20, 20]), mask_id=0, eos_id=1)
+    goal = next_token(tokens, torch.tensor([32, 32, 20, 20]), 0, 1, torch.Generator())
     assert torch.equal(goal.target, tokens.flatten()[goal.index + 1])
     assert torch.equal(goal.inputs[2:], tokens[2:])
-    assert goal.weight.sum() == pytest.approx(2.0, abs=1e-5)
+    assert goal.weight.sum(0).tolist() == pytest.approx([1.0, 1.0], abs=1e-5)
+
+
+def test_padding_an_objective_adds_nothing_to_the_loss():
+    goal = next_token(torch.randint(3, 600, (2, 32)), torch.tensor([32, 20]), 0, 1, torch.Generator())
+    padded = goal.padded()
+    assert len(padded.index) == 4096
+    assert torch.equal(padded.weight.sum(0), goal.weight.sum(0))
 
 
 def test_the_rate_is_a_trapezoid():
-    rates = [rate(progress, RECIPE) for progress in (0.0, 0.5, 0.85, 1.0)]
+    rates = [rate(progress, RECIPE) for progress in (0.0, 0.5, 0.8, 1.0)]
     assert rates == pytest.approx([0.01, 1.0, 0.5, 0.0])
 
 
@@ -97,7 +119,7 @@ def test_a_run_learns_exports_and_loads(causal, corpus, tmp_path):
     log = Trainer(recipe, corpus, tmp_path / "run", workers=0, device="cpu").run(
         log_every=4, evaluate_every=100
     )
-    assert log[2]["code"] < log[0]["code"]
+    assert log[2]["answer"] < log[0]["answer"]
     assert read_recipe(tmp_path / "run") == recipe
     assert len((tmp_path / "run" / "log.jsonl").read_text().splitlines()) == 4
     dlm = export(tmp_path / "run", corpus, tmp_path / "model")
