@@ -22,12 +22,14 @@ from dlm_lens.trace import Trace
 _SCRUB = """async (rounds) => {
   const nextFrame = () => new Promise(requestAnimationFrame);
   const times = [];
+  let last = await nextFrame();
   for (let round = 0; round < rounds; round++)
     for (const key of ["ArrowRight", "ArrowLeft"])
       for (let step = 0; step < 63; step++) {
-        const before = await nextFrame();
         document.body.dispatchEvent(new KeyboardEvent("keydown", { key, bubbles: true }));
-        times.push((await nextFrame()) - before);
+        const now = await nextFrame();
+        times.push(now - last);
+        last = now;
       }
   return times;
 }"""
@@ -42,9 +44,7 @@ def large_trace(length: int, steps: int = 64, layers: int = 8, heads: int = 8, b
     mass = rng.gamma(0.7, size=(steps, layers, heads, length)).astype(np.float32)
     mass[np.arange(steps)[:, None], ..., (np.arange(steps)[:, None] * 3 + np.arange(4) * 90) % length] *= 40
     maps = rng.gamma(0.7, size=(steps, layers, heads, bins, bins)).astype(np.float32)
-    words = {
-        index: text for index, text in enumerate([" def", " return", "\n    ", " value", "(", " attention"])
-    }
+    words = dict(enumerate([" def", " return", "\n    ", " value", "(", " attention"]))
     final = rng.integers(0, len(words), length).astype(np.int32)
     masked = committed >= np.arange(steps)[:, None]
     by_position, by_head = ("step", "position"), ("step", "layer", "head")

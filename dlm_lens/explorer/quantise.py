@@ -28,8 +28,11 @@ def encode(values: np.ndarray, scale: dict[str, Any]) -> np.ndarray:
     """Codes uint8 of the same shape as ``values``."""
     lo, hi = scale["lo"], scale["hi"]
     if scale["kind"] == "log":
-        exponents = np.log(np.maximum(values, lo) / lo) / np.log(hi / lo)
-        return np.rint(np.clip(exponents, 0, 1) * 255).astype(np.uint8)
+        codes = np.clip(values, lo, hi)  # large: from here in place
+        np.log(codes, out=codes)
+        codes -= np.log(lo)
+        codes *= 255 / np.log(hi / lo)
+        return np.rint(codes, out=codes).astype(np.uint8)
     codes = np.rint(np.clip((values - lo) / (hi - lo), 0, 1) * 254)
     return np.where(np.isnan(values), 255, codes).astype(np.uint8)
 
@@ -50,10 +53,23 @@ class Buffer:
     size: int = 0
     arrays: dict[str, dict[str, Any]] = field(default_factory=dict)
 
-    def add(self, name: str, values: np.ndarray, scale: dict[str, Any] | None = None) -> None:
-        """Append ``values``; with a scale they are encoded to uint8 first."""
+    def add(
+        self, name: str, values: np.ndarray, scale: dict[str, Any] | None = None, along: int | None = None
+    ) -> None:
+        """Append ``values``; with a scale they are encoded to uint8 first.
+
+        ``along`` is the axis of the steps in a uint8 array: what is stored are differences modulo 256 between
+        neighbouring steps, which are mostly small, so that the buffer compresses to half the size.
+        """
         stored = np.ascontiguousarray(values if scale is None else encode(values, scale))
-        entry = {"dtype": _DTYPES[stored.dtype.name], "shape": list(stored.shape), "offset": self.size}
+        entry: dict[str, Any] = {
+            "dtype": _DTYPES[stored.dtype.name],
+            "shape": list(stored.shape),
+            "offset": self.size,
+        }
+        if along is not None:
+            stored = np.diff(stored, axis=along, prepend=np.uint8(0))
+            entry["along"] = along
         self.arrays[name] = entry | ({"scale": scale} if scale else {})
         data = stored.astype(stored.dtype.newbyteorder("<")).tobytes()
         data += b"\0" * (-len(data) % _ALIGNMENT)

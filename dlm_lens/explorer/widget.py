@@ -22,7 +22,8 @@ from dlm_lens.plots import column_raster, sink_drift
 from dlm_lens.trace import Trace, open_trace
 
 _FRAME = (
-    '<iframe srcdoc="{page}" title="{title}" style="border: 0; width: 100%; height: {height}px"></iframe>'
+    '<div><iframe srcdoc="{page}" title="{title}" style="border: 0; width: 100%; height: {height}px">'
+    "</iframe></div>"
 )
 ALL = -1
 

@@ -12,7 +12,7 @@ from dlm_lens.plots.selection import select, selection_text, step_edges
 from dlm_lens.plots.style import axes_or_new, dress, palette_of
 from dlm_lens.trace import Trace
 
-FLOOR = 0.5  # × even share: what is below is drawn as background
+FLOOR = 1.0  # × even share: what gets no more than that is drawn as background
 
 
 def column_raster(

@@ -59,7 +59,7 @@ def sink_drift(
     ax.axhline(trace.prompt_length - 0.5, color=palette.dim, linestyle="--", linewidth=1)
     ax.set_ylim(trace.length - 0.5, int(part["start"]) - 0.5)
     dress(ax, f"Sink drift, {selection_text(layer, head)}", "step", "position of the sinks")
-    numbers = f"spatial variance {spatial:.3g}\ntemporal variance {temporal:,.4g} positions²"
+    numbers = f"spatial variance {spatial:.3g} even shares²\ntemporal variance {temporal:,.4g} positions²"
     ax.annotate(
         numbers, (1, 1), xytext=(0, 4), xycoords="axes fraction", textcoords="offset points",
         ha="right", va="bottom", fontsize="small", color=palette.dim,

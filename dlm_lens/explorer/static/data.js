@@ -22,12 +22,14 @@ class TraceData {
     this.positions = manifest.positions;
     this.promptLength = manifest.prompt_length;
     this.words = manifest.words.map(displayWord);
+    this.breaks = manifest.words.map(lineBreak);
     this.arrays = {};
     for (const [name, spec] of Object.entries(manifest.arrays)) {
       const size = spec.shape.reduce((a, b) => a * b, 1);
       const values = new VIEW_TYPES[spec.dtype](buffer, spec.offset, size);
       const last = spec.shape.length - 1;
       const strides = spec.shape.map((_, i) => spec.shape.slice(i + 1).reduce((a, b) => a * b, 1));
+      if (spec.along !== undefined) undoDifferences(values, strides[spec.along], strides[spec.along - 1]);
       this.arrays[name] = { ...spec, values, strides, row: spec.shape[last], lut: decodeTable(spec.scale) };
     }
   }
@@ -66,9 +68,10 @@ class TraceData {
     return this.words[row[position]];
   }
 
-  // The word at the end of the run; the text is laid out for it, so that scrubbing moves nothing.
-  finalWord(sample, position) {
-    return this.words[this.slice("tokens", sample, this.steps.length)[position]];
+  // The token at the end of the run: the text is laid out for it, so that scrubbing moves nothing.
+  finalToken(sample, position) {
+    const index = this.slice("tokens", sample, this.steps.length)[position];
+    return { text: this.words[index], lineBreak: this.breaks[index] };
   }
 
   state(sample, step, position) {
@@ -110,6 +113,12 @@ class TraceData {
   }
 }
 
+// Each step was stored as the difference to the one before it; `block` holds all steps of one selection.
+function undoDifferences(values, step, block) {
+  for (let start = 0; start < values.length; start += block)
+    for (let i = start + step; i < start + block; i++) values[i] += values[i - step];
+}
+
 // Codes 0…255 back to values; the code for "no value" gives NaN.
 function decodeTable(scale) {
   if (!scale) return null;
@@ -120,10 +129,19 @@ function decodeTable(scale) {
   });
 }
 
+const LINE_END = /(\r\n|\n|\r)([ \t]*)$/;
+
+// Whether a line ends with this token, and the width of the indentation it brings for the next one.
+function lineBreak(text) {
+  const found = LINE_END.exec(text);
+  return found && { indent: found[2].replaceAll("\t", "    ").length };
+}
+
 // Every character that would be invisible or would disturb the line becomes a visible sign.
 function displayWord(text) {
   if (text === "") return "∅";
   const shown = text
+    .replace(LINE_END, "⏎")
     .replace(/\r\n|\n|\r/g, "⏎\n")
     .replace(/\t/g, "⇥")
     .replace(/[\u0000-\u0009\u000b-\u001f]/g, (c) => String.fromCharCode(0x2400 + c.charCodeAt(0)))

@@ -33,20 +33,25 @@ function icon(path) {
   return svg;
 }
 
-// A canvas in CSS pixels; `fit` follows its box and the screen's density and says whether that changed it.
+// A canvas in CSS pixels. Its size is read when the layout changed, not per frame: reading forces a layout.
 function makeCanvas(attributes) {
   const node = el("canvas", attributes);
   const ctx = node.getContext("2d");
   const surface = { node, ctx, width: 0, height: 0, ratio: 1 };
-  surface.fit = () => {
+  const measure = () => {
     const ratio = window.devicePixelRatio || 1;
-    const { clientWidth, clientHeight } = node;
-    const [w, h] = [Math.round(clientWidth * ratio), Math.round(clientHeight * ratio)];
+    const { clientWidth: width, clientHeight: height } = node;
+    Object.assign(surface, { width, height, ratio });
+    const [w, h] = [Math.round(width * ratio), Math.round(height * ratio)];
     if (node.width !== w || node.height !== h) [node.width, node.height] = [w, h];
-    Object.assign(surface, { width: clientWidth, height: clientHeight, ratio });
-    ctx.setTransform(ratio, 0, 0, ratio, 0, 0);
-    ctx.clearRect(0, 0, clientWidth, clientHeight);
-    return clientWidth > 0 && clientHeight > 0;
+    ctx.font = `11px ${getComputedStyle(node).fontFamily}`; // resolving a font forces a layout, too
+  };
+  // Clears it for drawing; false while it has no size.
+  surface.fit = (changed) => {
+    if (changed.has("layout")) measure();
+    ctx.setTransform(surface.ratio, 0, 0, surface.ratio, 0, 0);
+    ctx.clearRect(0, 0, surface.width, surface.height);
+    return surface.width > 0 && surface.height > 0;
   };
   return surface;
 }
@@ -59,7 +64,8 @@ function pointer(event, node) {
 const compact = (value) =>
   Number.isFinite(value) ? Number(value.toPrecision(3)).toLocaleString("en", { maximumSignificantDigits: 3 }) : "–";
 const percent = (value) => (Number.isFinite(value) ? `${compact(value * 100)} %` : "–");
-const times = (value) => `${Number(value.toPrecision(2)).toLocaleString("en")}×`;
+const rounded = (value) => Number(value.toPrecision(2)).toLocaleString("en");
+const times = (value) => `${rounded(value)}×`;
 
 function scientific(value) {
   if (!Number.isFinite(value)) return "–";

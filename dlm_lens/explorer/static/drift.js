@@ -37,8 +37,8 @@ function makeDrift(app) {
     return [data.slice("centroid", state.sample, selection), data.slice("spread", state.sample, selection)];
   };
 
-  const drawBase = () => {
-    if (!base.fit()) return;
+  const drawBase = (changed) => {
+    if (!base.fit(changed)) return;
     const { ctx } = base;
     const plot = frame();
     ctx.fillStyle = app.ink("plot");
@@ -75,8 +75,8 @@ function makeDrift(app) {
     drawStepAxis(app, ctx, plot);
   };
 
-  const drawOver = () => {
-    if (!over.fit()) return;
+  const drawOver = (changed) => {
+    if (!over.fit(changed)) return;
     drawPlayhead(app, over.ctx, frame(), frame().top - 6, frame().top + frame().height);
   };
 
@@ -101,9 +101,9 @@ function makeDrift(app) {
       temporal.textContent = `${scientific(t)} ${data.manifest.variance_units[1]}`;
       if (t > 0) temporal.textContent += ` (sd ${compact(Math.sqrt(t))})`;
       over.node.setAttribute("aria-label", `Sink centroid over steps: ${numbers.textContent}`);
-      drawBase();
+      drawBase(changed);
     }
-    if (touches(changed, "step", "layer", "head", ...EVERYTHING)) drawOver();
+    if (touches(changed, "step", "layer", "head", ...EVERYTHING)) drawOver(changed);
   };
   return { root: view.root, update };
 }

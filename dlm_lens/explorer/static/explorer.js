@@ -21,15 +21,10 @@ class App {
     this.root.dataset.theme = this.theme;
     const style = getComputedStyle(this.root);
     this.inks = Object.fromEntries(INKS.map((name) => [name, style.getPropertyValue(`--dl-${name}`).trim()]));
-    this.family = style.fontFamily;
   }
 
   ink(name) {
     return this.inks[name];
-  }
-
-  font(size) {
-    return `${size}px ${this.family}`;
   }
 
   scale() {
@@ -42,19 +37,13 @@ class App {
     return { left: GUTTER.left, width: room, cell: room / this.data.steps.length };
   }
 
-  massRange() {
-    return this.rangeOf("mass", massRange);
-  }
-
-  mapRange() {
-    return this.rangeOf("map", mapRange);
-  }
-
-  rangeOf(name, compute) {
+  // Colour range of "mass" or "map" for the selection; `even` is the share that everything would get evenly.
+  range(name) {
     const { sample, layer, head } = this.store.state;
     const selection = this.data.selection(layer, head);
     const key = `${name} ${sample} ${selection}`;
-    if (!this.ranges.has(key)) this.ranges.set(key, compute(this.data, sample, selection));
+    const even = name === "map" ? 1 / this.data.arrays.map.row : this.data.uniform(sample);
+    if (!this.ranges.has(key)) this.ranges.set(key, rangeOf(this.data, name, even, sample, selection));
     return this.ranges.get(key);
   }
 
@@ -178,6 +167,7 @@ async function mount(host, manifest, payload, initial = {}) {
   const stopWatching = watchTheme(() => {
     app.readTheme();
     store.redraw("theme");
+    store.redraw("layout");
   });
   const sizes = new ResizeObserver(() => store.redraw("layout"));
   sizes.observe(root);

@@ -37,8 +37,8 @@ function makeGrid(app) {
     geometry = { cell, x, y };
   };
 
-  const draw = () => {
-    if (!canvas.fit()) return;
+  const draw = (changed) => {
+    if (!canvas.fit(changed)) return;
     layOut();
     const { ctx } = canvas;
     const { cell, x, y } = geometry;
@@ -140,8 +140,8 @@ function makeGrid(app) {
     if (state.head >= 0)
       chosen.textContent += ` · ${metricText(metric(), values()[state.layer * columns + state.head])}`;
     if (touches(changed, "metric", ...EVERYTHING))
-      legend.update(range(), app.scale(), (v) => metricText({ unit: metric().unit === "%" ? "%" : "" }, v), metric().unit_label);
-    draw();
+      legend.update(range(), app.scale(), (v) => (metric().unit === "%" ? `${rounded(v * 100)} %` : rounded(v)), metric().unit_label);
+    draw(changed);
   };
 
   if (metrics.length) return { root: view.root, update };

@@ -1,30 +1,33 @@
 // Colour legends, and the ranges the colours stand for.
 
-const MASS_FLOOR = 0.5; // × uniform: a key that gets less than half of an even share is drawn as background
+const FLOOR = 1; // × even share: what gets no more than that is drawn as background
+const TOP_SHARE = 0.997;
 
-// The mass range of the current selection, over all its steps: comparable while scrubbing.
-function massRange(data, sample, selection) {
-  let top = 0;
-  for (const code of data.slice("mass", sample, selection)) if (code > top) top = code;
-  const peak = data.value("mass", top) / data.uniform(sample);
-  return { lo: MASS_FLOOR, hi: Math.max(2 * MASS_FLOOR, peak), log: true };
-}
-
-function mapRange(data, sample, selection) {
-  let top = 0;
-  for (const code of data.slice("map", sample, selection)) if (code > top) top = code;
-  const peak = data.value("map", top) * data.arrays.map.row;
-  return { lo: MASS_FLOOR, hi: Math.max(2 * MASS_FLOOR, peak), log: true };
+// The range of a selection over all its steps, comparable while scrubbing. A few extremes do not set its top:
+// the colours would be spent on them.
+function rangeOf(data, name, even, ...index) {
+  const codes = data.slice(name, ...index);
+  const counts = new Uint32Array(256);
+  for (const code of codes) counts[code]++;
+  let top = 255;
+  for (let above = counts[255]; top > 0 && above <= (1 - TOP_SHARE) * codes.length; above += counts[top]) top--;
+  return { lo: FLOOR, hi: Math.max(2 * FLOOR, data.value(name, top) / even), log: true };
 }
 
 function legendTicks(range) {
   if (!range.log) return [range.lo, (range.lo + range.hi) / 2, range.hi];
   const marks = [];
   const factor = range.hi / range.lo > 500 ? 10 : range.hi / range.lo > 20 ? 4 : 2;
-  for (let mark = 1; mark < range.hi; mark *= factor) marks.push(mark);
+  for (let mark = factor; mark < range.hi; mark *= factor) marks.push(mark);
   // The ends are always named; marks too close to them would run into them.
   const clear = (mark) => levelOf(mark, range) > 0.19 * 255 && levelOf(mark, range) < 0.73 * 255;
   return [range.lo, ...marks.filter(clear), range.hi];
+}
+
+// Ends of a clipped range say so.
+function shareTick(value, range) {
+  const sign = value === range.lo ? "≤ " : value === range.hi ? "≥ " : "";
+  return sign + times(value);
 }
 
 // A gradient bar with ticks under it and the unit beside it.
@@ -39,7 +42,7 @@ function makeLegend(label) {
     bar.style.background = `linear-gradient(to right, ${stops.join(",")})`;
     marks.replaceChildren(
       ...legendTicks(range).map((value, i, all) => {
-        const mark = el("span", {}, format(value));
+        const mark = el("span", {}, format(value, range));
         mark.style.left = `${(levelOf(value, range) / 255) * 100}%`;
         if (i === 0) mark.className = "dl-first";
         if (i === all.length - 1) mark.className = "dl-last";

@@ -22,8 +22,8 @@ function makeMap(app) {
   const along = (position) => Math.ceil((position * bins) / data.positions) / bins;
   const firstOf = (bin) => Math.ceil((bin * data.positions) / bins);
 
-  const draw = () => {
-    if (!canvas.fit()) return;
+  const draw = (changed) => {
+    if (!canvas.fit(changed)) return;
     const { ctx, width, height } = canvas;
     const [left, top, right, bottom] = [46, 8, 8, 36];
     const side = Math.min(width - left - right, height - top - bottom);
@@ -41,7 +41,7 @@ function makeMap(app) {
   };
 
   const fillImage = (target, codes) => {
-    const table = levelTable(data.arrays.map.lut, app.mapRange(), 1 / bins);
+    const table = levelTable(data.arrays.map.lut, app.range("map"), 1 / bins);
     const { rgb } = app.scale();
     for (let i = 0; i < codes.length; i++) {
       const level = table[codes[i]] * 3;
@@ -117,11 +117,11 @@ function makeMap(app) {
   const update = (changed) => {
     if (!touches(changed, "step", "layer", "head", "follow", ...EVERYTHING)) return;
     if (touches(changed, "layer", "head", ...EVERYTHING)) {
-      legend.update(app.mapRange(), app.scale(), times);
+      legend.update(app.range("map"), app.scale(), shareTick);
       subject.textContent = app.selectionText();
     }
     canvas.node.setAttribute("aria-label", `Pooled attention map, ${bins} by ${bins} bins, ${app.selectionText()}`);
-    draw();
+    draw(changed);
   };
   return { root: view.root, update };
 }
@@ -129,7 +129,6 @@ function makeMap(app) {
 // "prompt" and "generation" along an axis, where there is room for the word.
 function regionTitles(app, ctx, boundary, place, length, titles) {
   const room = (text, share) => ctx.measureText(text).width < share * length - 4;
-  ctx.font = app.font(11);
   const pick = (text, share) => (room(text, share) ? text : room(text.split(" ")[0], share) ? text.split(" ")[0] : "");
   place(pick(titles[0], boundary), 0, boundary, "dim");
   place(pick(titles[1], 1 - boundary), boundary, 1, "dim");

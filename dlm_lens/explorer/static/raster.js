@@ -32,7 +32,7 @@ function makeRaster(app) {
   const image = (rows) => {
     const { sample, layer, head } = state;
     const codes = data.slice("mass", sample, data.selection(layer, head));
-    const table = levelTable(data.arrays.mass.lut, app.massRange(), data.uniform(sample));
+    const table = levelTable(data.arrays.mass.lut, app.range("mass"), data.uniform(sample));
     const { rgb } = app.scale();
     const steps = data.steps.length;
     const picture = new ImageData(steps, rows);
@@ -55,8 +55,8 @@ function makeRaster(app) {
     return buffer;
   };
 
-  const drawBase = () => {
-    if (!base.fit()) return;
+  const drawBase = (changed) => {
+    if (!base.fit(changed)) return;
     const { ctx, ratio } = base;
     const plot = frame();
     ctx.imageSmoothingEnabled = false;
@@ -93,8 +93,8 @@ function makeRaster(app) {
     }
   };
 
-  const drawOver = () => {
-    if (!over.fit()) return;
+  const drawOver = (changed) => {
+    if (!over.fit(changed)) return;
     const { ctx } = over;
     const plot = frame();
     const band = (position, ink) => {
@@ -145,11 +145,11 @@ function makeRaster(app) {
 
   const update = (changed) => {
     if (touches(changed, "layer", "head", ...EVERYTHING)) {
-      legend.update(app.massRange(), app.scale(), times);
+      legend.update(app.range("mass"), app.scale(), shareTick);
       over.node.setAttribute("aria-label", `Attention received by each position at each step, ${app.selectionText()}`);
-      drawBase();
+      drawBase(changed);
     }
-    if (touches(changed, "step", "layer", "head", "follow", "hover", ...EVERYTHING)) drawOver();
+    if (touches(changed, "step", "layer", "head", "follow", "hover", ...EVERYTHING)) drawOver(changed);
   };
   return { root: view.root, update };
 }
@@ -175,7 +175,6 @@ function drawPositionAxis(app, ctx, plot, rowY) {
     ["generation", end, plot.top + plot.height],
   ];
   for (const [title, from, to] of titles) {
-    ctx.font = app.font(11);
     if (ctx.measureText(title).width > to - from - 4) continue;
     ctx.save();
     ctx.translate(12, (from + to) / 2);

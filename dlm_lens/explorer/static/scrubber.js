@@ -59,8 +59,8 @@ function makeScrubber(app) {
   const root = el("section", { class: "dl-time", "aria-label": "Step" }, controls, bars.node);
 
   let counts = [];
-  const draw = () => {
-    if (!bars.fit()) return;
+  const draw = (changed) => {
+    if (!bars.fit(changed)) return;
     const { ctx, height } = bars;
     const span = app.timeSpan(bars.width);
     const top = Math.max(1, ...counts);
@@ -99,7 +99,7 @@ function makeScrubber(app) {
       (ms === null ? "" : ` · ${compact(ms)} ms recorded`);
     bars.node.setAttribute("aria-valuenow", data.steps[state.step]);
     bars.node.setAttribute("aria-valuetext", label.textContent + detail.textContent);
-    draw();
+    draw(changed);
   };
 
   app.dragTime(bars);
@@ -107,7 +107,6 @@ function makeScrubber(app) {
 }
 
 function axisText(app, ctx, text, x, y, align = "left", ink = "dim") {
-  ctx.font = app.font(11);
   ctx.fillStyle = app.ink(ink);
   ctx.textAlign = align;
   ctx.fillText(text, x, y);

@@ -37,12 +37,21 @@ function makeText(app) {
     levels = new Int16Array(data.positions).fill(-1);
     const part = (title, from, to) => {
       const body = el("div", { class: "dl-tokens", dir: "ltr" });
+      let line = null;
+      let indent = 0;
       for (let p = from; p < to; p++) {
-        const node = el("span", {}, "");
-        node.append("");
+        const node = el("span", {}, " ");
         node.position = p;
         spans[p] = node;
-        body.append(node);
+        // A block per line: a new token then costs the layout of its own line only.
+        if (!line) {
+          line = el("div", {});
+          line.style.paddingLeft = `${Math.min(indent, 32)}ch`;
+          body.append(line);
+        }
+        line.append(node);
+        const end = data.finalToken(state.sample, p).lineBreak;
+        if (end) [line, indent] = [null, end.indent];
       }
       const count = `${to - from} ${to - from === 1 ? "token" : "tokens"}`;
       return el("div", { class: "dl-part" }, el("h4", {}, title, el("small", {}, count)), body);
@@ -50,22 +59,25 @@ function makeText(app) {
     const prompt = part("Prompt", first, data.promptLength);
     const generation = part("Generation", data.promptLength, data.positions);
     scroll.replaceChildren(prompt, generation);
-    // A long prompt would hide what is being written: start with the generation in sight.
-    requestAnimationFrame(() => {
-      scroll.scrollTop = Math.max(0, generation.offsetTop - scroll.offsetTop - scroll.clientHeight * 0.4);
-    });
+    bringInSight(generation, 3);
+  };
+
+  // A long prompt would hide what is being written. Lines get their height when they come near, so do it again.
+  const bringInSight = (node, times) => {
+    scroll.scrollTop += node.getBoundingClientRect().top - scroll.getBoundingClientRect().top - scroll.clientHeight * 0.4;
+    if (times > 1) requestAnimationFrame(() => bringInSight(node, times - 1));
   };
 
   const paint = () => {
     const { sample, step, layer, head, follow } = state;
     const selection = data.selection(layer, head);
     const codes = data.has("mass") ? data.slice("mass", sample, selection, step) : null;
-    const table = codes && levelTable(data.arrays.mass.lut, app.massRange(), data.uniform(sample));
+    const table = codes && levelTable(data.arrays.mass.lut, app.range("mass"), data.uniform(sample));
     const { css, inverted } = app.scale();
     for (let p = data.start(sample); p < data.positions; p++) {
       const node = spans[p];
       const kind = data.state(sample, step, p);
-      const text = kind === "masked" ? maskSign(data.finalWord(sample, p)) : data.word(sample, step, p);
+      const text = kind === "masked" ? maskSign(data.finalToken(sample, p).text) : data.word(sample, step, p);
       if (shown[p] !== text) node.firstChild.data = shown[p] = text;
       const level = codes ? Math.floor((table[codes[p]] * TEXT_LEVELS) / 256) : 0;
       if (levels[p] !== level) {
@@ -98,13 +110,17 @@ function makeText(app) {
       describeFollowed();
     }
     if (touches(changed, "layer", "head", ...EVERYTHING) && data.has("mass"))
-      legend.update(app.massRange(), app.scale(), times);
+      legend.update(app.range("mass"), app.scale(), shareTick);
     if (touches(changed, "hover")) {
       scroll.querySelector(".dl-hover")?.classList.remove("dl-hover");
       if (state.hover >= 0 && spans[state.hover]) {
         spans[state.hover].classList.add("dl-hover");
         classes[state.hover] = null;
       }
+    }
+    if (state.playing && changed.has("step")) {
+      const fresh = scroll.querySelector(".dl-fresh");
+      if (fresh) reveal(fresh, scroll);
     }
     if (touches(changed, "follow") && state.follow >= 0 && !app.followedInText) reveal(spans[state.follow], scroll);
     if (touches(changed, "follow")) app.followedInText = false;
@@ -136,8 +152,7 @@ function makeText(app) {
 
 // As wide as the token that will stand here, so that lines do not move when it is decided.
 function maskSign(word) {
-  const lines = word.endsWith("\n") ? "\n" : "";
-  return "░".repeat(Math.max(1, [...word.trimEnd()].length)) + lines;
+  return "░".repeat([...word].length);
 }
 
 function reveal(node, scroll) {
