@@ -177,4 +177,4 @@ def _facts(trace: Trace) -> list[tuple[str, str]]:
     attrs = trace.attrs
     generated = trace.length - trace.prompt_length
     facts = [(name, str(attrs[name])) for name in ("policy", "sampler", "seed") if name in attrs]
-    return [*facts, ("positions", f"{trace.prompt_length} prompt + {generated} generation")]
+    return [("tokens", f"{trace.prompt_length} prompt + {generated} generation"), *facts]

@@ -145,7 +145,11 @@ function displayWord(text) {
     .replace(/\r\n|\n|\r/g, "⏎\n")
     .replace(/\t/g, "⇥")
     .replace(/[\u0000-\u0009\u000b-\u001f]/g, (c) => String.fromCharCode(0x2400 + c.charCodeAt(0)))
-    .replace(/[\u007f-\u009f\u00ad\u200b-\u200f\u2028-\u202e\u2060-\u206f\ufeff]/g, codePoint);
+    .replace(/[\u007f-\u009f\u200e\u200f\u2028-\u202e\u2066-\u206f]/g, codePoint)
+    // Joiners inside a word or an emoji do their work; alone or at an edge nobody would see them.
+    .replace(/^[\u00ad\u200b-\u200d\u2060-\u2064\ufeff]+|[\u00ad\u200b-\u200d\u2060-\u2064\ufeff]+$/g, (run) =>
+      [...run].map(codePoint).join(""),
+    );
   return /^ +$/.test(shown) ? "·".repeat(shown.length) : shown;
 }
 

@@ -28,7 +28,8 @@ function makeScrubber(app) {
   for (const rate of SPEEDS) speed.append(el("option", { value: rate }, `${rate} steps/s`));
   speed.value = state.speed;
   speed.addEventListener("change", () => store.set({ speed: Number(speed.value) }));
-  const label = el("output", { class: "dl-step", "aria-live": "off" });
+  const numbering = "Steps are numbered from 0, as in the trace";
+  const label = el("output", { class: "dl-step", "aria-live": "off", title: numbering });
   const detail = el("span", { class: "dl-step-detail" });
   const kinds = el("span", { class: "dl-keys" });
   for (const kind of new Set(data.manifest.kinds)) kinds.append(keyItem(kind, KIND_TEXT[kind] ?? kind));

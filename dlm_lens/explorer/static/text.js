@@ -28,6 +28,7 @@ function makeText(app) {
   let shown = [];
   let classes = [];
   let levels = new Int16Array(0);
+  let steered = false; // whoever scrolls the text keeps that place; else it follows what is being written
 
   const build = () => {
     const first = data.start(state.sample);
@@ -118,7 +119,8 @@ function makeText(app) {
         classes[state.hover] = null;
       }
     }
-    if (state.playing && changed.has("step")) {
+    if (state.playing && changed.has("playing")) steered = false;
+    if (changed.has("step") && !steered && state.follow < 0) {
       const fresh = scroll.querySelector(".dl-fresh");
       if (fresh) reveal(fresh, scroll);
     }
@@ -139,6 +141,8 @@ function makeText(app) {
     store.set({ hover: position });
   });
   scroll.addEventListener("scroll", () => tip.hide());
+  for (const kind of ["wheel", "touchmove", "pointerdown"])
+    scroll.addEventListener(kind, () => (steered = true), { passive: true });
   scroll.addEventListener("mouseleave", () => {
     tip.hide();
     store.set({ hover: -1 });
