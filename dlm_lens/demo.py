@@ -23,6 +23,7 @@ PROMPT = '''\
 qfx=4821
 mtr=0937
 zab=5560
+hop=2284
 """Measurements of a run, kept in the order in which they were made."""
 
 import json
@@ -65,9 +66,14 @@ class Recorder:
                 result.append(item)
         return result
 
+    def close(self):
+        """Accept no more measurements."""
+        self._closed = True
+
     def save(self):
         """Write all measurements to the file."""
-'''
+        if self._closed:
+            raise'''
 
 LEGEND = (
     "A refresh attends to everything and chooses anew which keys the sparse steps keep. The bound is what"
@@ -89,7 +95,7 @@ def demo(
     gen_length: int = 128,
     steps: int = 64,
     questions: int = 16,
-    repeats: int = 2,
+    repeats: int = 1,
 ) -> None:
     """Write ``trace.zarr``, ``explorer.html``, ``sinks.png``, ``compare.csv`` and ``compare.png`` to ``out``.
 
@@ -99,7 +105,7 @@ def demo(
     out.mkdir(parents=True, exist_ok=True)
     dlm = dl.load("tiny")
     print(dlm)
-    prompt = dlm.encode(PROMPT).tokens[:, : length - gen_length]
+    prompt = dlm.encode(PROMPT).tokens[:, gen_length - length :]
     run = {"gen_length": gen_length, "steps": steps}
 
     print(

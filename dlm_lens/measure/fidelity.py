@@ -161,6 +161,7 @@ class _Shadow:
 
     def __init__(self, dlm: DLM, policy: Policy, info: RunInfo) -> None:
         self._dlm, self._info, self._label = dlm, info, policy.label
+        self._dense = isinstance(policy, Dense)  # its predictions are there already
         self._run: PolicyRun = policy.start(info)
         self._rows: list[dict[str, Any]] = []
         self._retained = np.full((info.steps, info.spec.layers, info.spec.heads), np.nan, np.float32)
@@ -170,8 +171,10 @@ class _Shadow:
         ``masked`` bool [B, n]."""
         info = self._info
         plan = self._run.plan(step, tokens)
-        context = StepContext(step, plan, self._run, self, info.start, info.spec.causal)
-        logits = self._dlm.logits(tokens, start=info.start, keep=keep, context=context)
+        logits = dense
+        if not self._dense:
+            context = StepContext(step, plan, self._run, self, info.start, info.spec.causal)
+            logits = self._dlm.logits(tokens, start=info.start, keep=keep, context=context)
         kl, same = _divergence(dense[masked], logits[masked])
         self._rows.append(
             {"step": step, "kind": plan.kind, "masked": int(masked.sum()), "kl": kl, "agreement": same}
