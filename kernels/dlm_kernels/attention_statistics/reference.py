@@ -9,7 +9,7 @@ from dlm_kernels.common import position_bins
 
 # Score of a key that a causal query must not see; finite, so that probability times score is 0 and not NaN.
 _HIDDEN = -1e30
-# Queries per head and tile: enough for the matrix products, few enough that a tile spans few bins.
+# Least number of queries per head in a tile where it has the room: enough to keep matrix products efficient.
 _ROWS = 64
 
 
@@ -54,7 +54,7 @@ def reduce_attention(
         # A tile holds the scores and their exponentials, hence 8 bytes for each pair of query and key.
         pairs = max(chunk_bytes // 8, 1)
         kv_step = min(kv_heads, max(1, pairs // (repeat * _ROWS * (keys - begin))))
-        rows = min(_ROWS, max(1, pairs // (kv_step * repeat * (keys - begin))))
+        rows = max(1, pairs // (kv_step * repeat * (keys - begin)))
         members = query_bin[begin:]
         per_bin = members.sum(0).clamp_min(1)
         for kv in range(0, kv_heads, kv_step):
