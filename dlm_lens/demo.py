@@ -77,7 +77,8 @@ class Recorder:
 
 LEGEND = (
     "A refresh attends to everything and chooses anew which keys the sparse steps keep. The bound is what"
-    " leaving out attention alone can reach at this length; it grows with the context."
+    " leaving out attention alone can gain: at {length} positions attention is {share:.0%} of the work,"
+    " and its share grows with the context."
 )
 FILES = {
     "explorer.html": "open in a browser: scrub through the steps, see sinks and columns move",
@@ -128,7 +129,8 @@ def demo(
     dl.plots.speedup(table).figure.savefig(out / "compare.png", dpi=150, bbox_inches="tight")
     print("\n" + measure.format_summary(table))
     baseline = f"Baseline: {table['backend'][0]}, {table.attrs['provenance']['cpu']}."
-    print("\n" + textwrap.fill(f"{baseline} {LEGEND}", WIDTH))
+    share = measure.schedule(dl.Dense(), dlm.spec, prompt_length=prompt.shape[1], **run).attention_share
+    print("\n" + textwrap.fill(f"{baseline} {LEGEND.format(length=length, share=share)}", WIDTH))
     print(f"\nLook at (in {out}/):")
     for name, what in FILES.items():
         print(f"  {name:<15}{what}")
