@@ -46,7 +46,7 @@ _NAMES: dict[str, str | None] = {
     "MemoryBudgetError": "dlm_lens.errors",
 }
 
-__all__ = sorted(_NAMES)  # noqa: PLE0605
+__all__ = sorted(_NAMES)
 
 
 def __getattr__(name: str) -> Any:
