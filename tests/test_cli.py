@@ -175,7 +175,7 @@ def test_ctrl_c_keeps_the_finished_steps_and_says_so(tmp_path):
 def test_demo_writes_all_it_promises_and_can_be_run_again(tmp_path, capsys):
     from dlm_lens.demo import FILES, demo
 
-    small = {"length": 96, "gen_length": 16, "steps": 4, "questions": 2, "repeats": 1}
+    small = {"length": 96, "gen_length": 16, "steps": 4, "context": 128, "compare_steps": 4, "questions": 2}
     for _ in range(2):
         demo(tmp_path / "demo", **small)
     assert {path.name for path in (tmp_path / "demo").iterdir()} == set(FILES)
