@@ -17,7 +17,7 @@ help:
 	@echo "make test       lint, types, all tests, all notebooks"
 	@echo "make lint       lint and types only"
 	@echo "make notebooks  run the notebooks and keep their output"
-	@echo "make figures    draw the figures of the README"
+	@echo "make figures    draw the picture of the README (needs Chromium)"
 	@echo "make bench      measure what capturing costs"
 	@echo "make clean      remove out/, .venv and caches"
 
@@ -38,7 +38,7 @@ lab: $(VENV)/.installed
 notebooks: $(VENV)/.installed-dev
 	$(BIN)/python notebooks/execute.py
 
-figures: $(VENV)/.installed
+figures: $(VENV)/.installed-dev
 	$(BIN)/python figures/readme.py
 
 bench: $(VENV)/.installed

@@ -5,13 +5,19 @@ Widgets show a static picture where there is no kernel, so their state, megabyte
 
 from __future__ import annotations
 
-import os
 from pathlib import Path
-
-os.environ["TQDM_DISABLE"] = "1"
+from typing import Any
 
 import nbformat
 from nbclient import NotebookClient
+
+_WIDGET = "application/vnd.jupyter.widget-view+json"
+
+
+def _lasts(output: Any) -> bool:
+    """Whether an output says something without a kernel; a widget's static picture then stands for it."""
+    data = output.get("data", {})
+    return data.pop(_WIDGET, None) is None or "image/png" in data
 
 
 def main() -> None:
@@ -29,6 +35,8 @@ def main() -> None:
         client.execute()
         for cell in notebook.cells:
             cell.metadata.pop("execution", None)
+            if cell.cell_type == "code":
+                cell.outputs = [output for output in cell.outputs if _lasts(output)]
         notebook.metadata = {
             "kernelspec": {"display_name": "Python 3", "language": "python", "name": "python3"}
         }

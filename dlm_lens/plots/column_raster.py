@@ -6,6 +6,7 @@ import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.collections import LineCollection
 from matplotlib.colors import LogNorm
+from matplotlib.ticker import LogLocator
 
 from dlm_lens import metrics
 from dlm_lens.plots.selection import select, selection_text, step_edges
@@ -59,7 +60,9 @@ def column_raster(
     # An inset, so that the axes keep the width of those they share their steps with.
     bar = ax.figure.colorbar(image, cax=ax.inset_axes((1.012, 0, 0.018, 1)))
     bar.set_label("× even share")
+    bar.ax.yaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
     bar.ax.yaxis.set_major_formatter("{x:g}")
+    bar.minorticks_off()
     bar.outline.set_visible(False)
     return ax
 
