@@ -42,8 +42,14 @@ def save_weights(
     (folder / "config.json").write_text(json.dumps({**config, "torch_dtype": dtype}, indent=2) + "\n")
 
 
-def fill_weights(model: PreTrainedModel, folder: Path, rename: Callable[[str], str]) -> None:
-    """Read every weight of ``model`` from the safetensors files of ``folder``, whose keys ``rename`` translates.
+def fill_weights(
+    model: PreTrainedModel,
+    folder: Path,
+    *,
+    to_native: Callable[[str], str],
+    to_published: Callable[[str], str],
+) -> None:
+    """Read every weight of ``model`` from the safetensors files of ``folder``, translating their published keys.
 
     Files are compared with the model by name and shape before anything is read.
 
@@ -57,8 +63,8 @@ def fill_weights(model: PreTrainedModel, folder: Path, rename: Callable[[str], s
     tied = model.config.tie_word_embeddings
     if tied:
         del wanted["lm_head.weight"]
-    sources = _sources(shards, rename, folder, skip={"lm_head.weight"} if tied else set())
-    _check_keys(wanted, sources, folder)
+    sources = _sources(shards, to_native, folder, skip={"lm_head.weight"} if tied else set())
+    _check_keys(wanted, sources, folder, to_published)
     state = model.state_dict()
     by_shard: dict[Path, list[str]] = {}
     for name, source in sources.items():
@@ -118,12 +124,17 @@ def _sources(
     return sources
 
 
-def _check_keys(wanted: dict[str, tuple[int, ...]], sources: dict[str, _Source], folder: Path) -> None:
+def _check_keys(
+    wanted: dict[str, tuple[int, ...]],
+    sources: dict[str, _Source],
+    folder: Path,
+    to_published: Callable[[str], str],
+) -> None:
     missing = sorted(wanted.keys() - sources.keys())
     surplus = sorted(sources.keys() - wanted.keys())
     problems = []
     if missing:
-        problems.append(f"{len(missing)} missing, such as {_some(missing)}")
+        problems.append(f"{len(missing)} missing, such as {_some([to_published(key) for key in missing])}")
     if surplus:
         problems.append(
             f"{len(surplus)} not of this model, such as {_some([sources[key].key for key in surplus])}"

@@ -128,7 +128,7 @@ def _load_folder(
         stored = published.get("dtype") or published.get("torch_dtype") or "float32"
         dtype = torch.float32 if place.type == "cpu" else getattr(torch, stored)
     model = _empty_model(family, config, place, dtype)
-    fill_weights(model, folder, family.to_native)
+    fill_weights(model, folder, to_native=family.to_native, to_published=family.to_published)
     return DLM(model, tokenizer, spec, family)
 
 
