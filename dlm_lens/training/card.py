@@ -71,11 +71,12 @@ The weights are released under Apache-2.0. SHA-256 of the training text: `{facts
 def _recipe(recipe: Recipe, log: list[dict[str, Any]]) -> str:
     mixture = recipe.mixture
     loss = (
-        "Half of every batch is code under next-token prediction (a share U(0, 0.5) of the tokens read is masked, "
-        "against learning the corpus by heart), half questions with a loss on the answer."
+        f"Of every batch {mixture.code_share:.0%} of the sequences are code under next-token prediction (a share "
+        "U(0, 0.5) of the tokens read is masked, against learning the corpus by heart), the others questions with a "
+        "loss on the answer."
         if recipe.causal
-        else "Half of every batch is code under LLaDA's loss (mask rate t ~ U(0, 1), weight 1/t clipped at 20), half "
-        "questions with only the answer masked."
+        else f"Of every batch {mixture.code_share:.0%} of the sequences are code under LLaDA's loss (mask rate "
+        "t ~ U(0, 1), weight 1/t clipped at 20), the others questions with only the answer masked."
     )
     return f"""## Recipe
 
@@ -86,8 +87,7 @@ weight decay {recipe.weight_decay}, trapezoid schedule with the last {recipe.dec
 One NVIDIA H200: {log[-1]["step"]:,} steps, {log[-1]["tokens"] / 1e9:.2f} B tokens, {log[-1]["seconds"]:.0f} s.
 
     python -m dlm_lens.training prepare --corpus corpus
-    python -m dlm_lens.training train --corpus corpus --out run{" --causal" if recipe.causal else ""} --seconds {recipe.seconds or 0:.0f}
-    python -m dlm_lens.training export --run run --corpus corpus --out {"tiny-ar" if recipe.causal else "tiny-dlm"}"""
+    python -m dlm_lens.training train --corpus corpus --run run{" --causal" if recipe.causal else ""} --seconds {recipe.seconds or 0:.0f} --out {"tiny-ar" if recipe.causal else "tiny-dlm"}"""
 
 
 def _losses(recipe: Recipe, log: list[dict[str, Any]]) -> str:

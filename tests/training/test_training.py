@@ -4,20 +4,32 @@ from __future__ import annotations
 
 import json
 import random
+from dataclasses import dataclass
+from functools import partial
 
 import numpy as np
 import pytest
 import torch
 
 import dlm_lens as dl
+from dlm_lens.measure.tasks import VARIANTS
+from dlm_lens.training import __main__ as command
 from dlm_lens.training import corpus as corpora
 from dlm_lens.training.data import Batches, Mixture, QuestionWriter
-from dlm_lens.training.export import export, read_recipe
+from dlm_lens.training.export import evaluate, export, read_recipe
 from dlm_lens.training.objectives import after_the_end, diffusion, next_token
 from dlm_lens.training.train import Recipe, Trainer, rate
 
 MIXTURE = Mixture(tokens_per_step=1024, lengths=(128, 256), length_shares=(0.5, 0.5), short_steps=2)
-RECIPE = Recipe(layers=1, hidden=32, heads=2, mlp=48, steps=4, mixture=MIXTURE)
+
+
+@dataclass(frozen=True)
+class SmallRecipe(Recipe):
+    layers: int = 1
+    hidden: int = 32
+    heads: int = 2
+    mlp: int = 48
+    mixture: Mixture = MIXTURE
 
 
 @pytest.fixture(scope="module")
@@ -109,18 +121,18 @@ def test_padding_an_objective_adds_nothing_to_the_loss():
 
 
 def test_the_rate_is_a_trapezoid():
-    rates = [rate(progress, RECIPE) for progress in (0.0, 0.5, 0.8, 1.0)]
+    rates = [rate(progress, Recipe()) for progress in (0.0, 0.5, 0.8, 1.0)]
     assert rates == pytest.approx([0.01, 1.0, 0.5, 0.0])
 
 
 @pytest.mark.parametrize("causal", [False, True])
 def test_a_run_learns_exports_and_loads(causal, corpus, tmp_path):
-    recipe = Recipe(**{**vars(RECIPE), "causal": causal, "steps": 12})
+    recipe = SmallRecipe(causal=causal, steps=12)
     log = Trainer(recipe, corpus, tmp_path / "run", workers=0, device="cpu").run(
         log_every=4, evaluate_every=100
     )
     assert log[2]["answer"] < log[0]["answer"]
-    assert read_recipe(tmp_path / "run") == recipe
+    assert vars(read_recipe(tmp_path / "run")) == vars(recipe)
     assert len((tmp_path / "run" / "log.jsonl").read_text().splitlines()) == 4
     dlm = export(tmp_path / "run", corpus, tmp_path / "model")
     assert dlm.spec.causal is causal
@@ -129,3 +141,22 @@ def test_a_run_learns_exports_and_loads(causal, corpus, tmp_path):
     )
     text = dl.denoise(dlm, "def f(", gen_length=8, progress=False).texts[0]
     assert isinstance(text, str)
+
+
+def test_one_command_trains_evaluates_and_describes_a_model(corpus, tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr(command, "Recipe", SmallRecipe)
+    monkeypatch.setattr(command, "evaluate", partial(evaluate, lengths=(128, 256)))
+    facts = {"source": "Python", "files": 12, "train_files": 12, "held_out_files": 0, "train_sha256": "0"}
+    sizes = {"train_bytes": 1, "train_tokens": 1, "held_out_tokens": 0}
+    (corpus / "corpus.json").write_text(json.dumps(facts | sizes))
+    folders = ["--corpus", str(corpus), "--run", str(tmp_path / "run"), "--out", str(tmp_path / "tiny")]
+    monkeypatch.setattr(Trainer.run, "__kwdefaults__", {"log_every": 2, "evaluate_every": 100})
+    command.main(["train", *folders, "--steps", "4", "--workers", "0", "--device", "cpu", "--items", "2"])
+    scores = json.loads((tmp_path / "tiny" / "evaluation.json").read_text())["scores"]
+    assert {(score["variant"], score["length"]) for score in scores} == {
+        (variant, length) for variant in VARIANTS for length in (128, 256)
+    }
+    card = (tmp_path / "tiny" / "README.md").read_text()
+    for words in ("Data and licence", "4 steps", "Held-out code at the end", "| `two_hop`"):
+        assert words in card
+    assert "variant='single'" in capsys.readouterr().out
