@@ -29,7 +29,7 @@ def main() -> None:
         page_file = Path(folder) / "explorer.html"
         dl.explore(trace).save_html(page_file)
         browser = playwright.chromium.launch(executable_path=browser_path, args=["--no-sandbox"])
-        page = browser.new_page(viewport={"width": 1440, "height": 962}, device_scale_factor=1.25)
+        page = browser.new_page(viewport={"width": 1440, "height": 1008}, device_scale_factor=1.25)
         page.goto(page_file.as_uri())
         page.wait_for_selector("canvas")
         page.keyboard.press("Home")

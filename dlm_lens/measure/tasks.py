@@ -12,12 +12,13 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import cache
 from importlib.resources import files
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import torch
 from tqdm.auto import tqdm
 
 from dlm_lens.denoising import denoise
+from dlm_lens.measure.speed import uninterrupted
 
 if TYPE_CHECKING:
     from dlm_lens.models import DLM
@@ -121,6 +122,7 @@ def accuracy(
     if not items:
         raise ValueError("accuracy needs at least one task item")
     right = 0
+    how: dict[str, Any] = {"policy": policy, "sampler": sampler}
     by_length: dict[int, list[TaskItem]] = {}
     for item in items:
         by_length.setdefault(item.gen_length, []).append(item)
@@ -128,18 +130,10 @@ def accuracy(
         for gen_length, group in by_length.items():
             for at in range(0, len(group), batch_size):
                 batch = group[at : at + batch_size]
-                out = denoise(
-                    dlm,
-                    [item.prompt for item in batch],
-                    gen_length=gen_length,
-                    steps=steps,
-                    policy=policy,
-                    sampler=sampler,
-                    progress=False,
-                )
-                if out.interrupted:
-                    raise KeyboardInterrupt
-                right += sum(correct(item, text) for item, text in zip(batch, out.texts, strict=True))
+                prompts = [item.prompt for item in batch]
+                out = denoise(dlm, prompts, gen_length=gen_length, steps=steps, progress=False, **how)
+                answers = uninterrupted(out).texts
+                right += sum(correct(item, text) for item, text in zip(batch, answers, strict=True))
                 bar.update(len(batch))
     return right / len(items)
 

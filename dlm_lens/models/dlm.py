@@ -120,7 +120,7 @@ class DLM:
             use_cache=False,
             lens=context,
         ).last_hidden_state
-        return self.model.lm_head(self._read(hidden, keep or range(length), start))
+        return self.model.lm_head(self._read(hidden, range(length) if keep is None else keep, start))
 
     def _read(self, hidden: Tensor, keep: range, start: Tensor | None) -> Tensor:
         """The hidden states ``[B, len(keep), D]`` from which the positions in ``keep`` are predicted."""

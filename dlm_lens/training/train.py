@@ -20,6 +20,7 @@ from transformers import LlamaConfig, LlamaForCausalLM
 
 from dlm_lens.measure.tasks import VARIANTS
 from dlm_lens.models.llada import LladaConfig, LladaForMaskedLM
+from dlm_lens.training.corpus import PAD
 from dlm_lens.training.data import Batches, Mixture, QuestionWriter, objective
 from dlm_lens.training.objectives import Objective, after_the_end
 
@@ -68,7 +69,7 @@ def build(recipe: Recipe, tokenizer: QuestionWriter) -> LlamaForCausalLM:
         "tie_word_embeddings": True,
         "bos_token_id": None,
         "eos_token_id": tokenizer.eos,
-        "pad_token_id": tokenizer.tokenizer.token_to_id("<|pad|>"),
+        "pad_token_id": tokenizer.tokenizer.token_to_id(PAD),
     }
     torch.manual_seed(recipe.seed)
     if recipe.causal:

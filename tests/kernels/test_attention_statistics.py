@@ -5,10 +5,10 @@ import torch
 from dlm_kernels import attention_statistics, position_bins
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from torch.utils._python_dispatch import TorchDispatchMode
 
 from tests.kernels.materialised import attention_map, valid_queries
 from tests.kernels.strategies import problems
+from tests.tensors import LargestTensor
 
 
 def _close(actual, expected):
@@ -92,19 +92,6 @@ def test_parts_can_be_left_out():
     assert bare.pooled_map is None
     assert bare.row_entropy is None
     assert attention_statistics(q, k, entropy=False).row_entropy is None
-
-
-class LargestTensor(TorchDispatchMode):
-    """Records the number of elements of the largest tensor that any operation returns."""
-
-    elements = 0
-
-    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
-        out = func(*args, **(kwargs or {}))
-        for tensor in out if isinstance(out, tuple | list) else [out]:
-            if isinstance(tensor, torch.Tensor):
-                self.elements = max(self.elements, tensor.numel())
-        return out
 
 
 def test_never_makes_the_map():

@@ -85,6 +85,7 @@ def test_only_the_wanted_positions_are_computed(family):
     dlm = dl.random_model(family, **SHAPE)
     ids = tokens()
     assert torch.allclose(dlm.logits(ids, keep=range(3, 9)), dlm.logits(ids)[:, 3:9], atol=1e-6)
+    assert dlm.logits(ids, keep=range(4, 4)).shape == (2, 0, SHAPE["vocab"])
 
 
 def test_key_names_map_both_ways():

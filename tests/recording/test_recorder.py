@@ -5,7 +5,6 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from torch.utils._python_dispatch import TorchDispatchMode
 
 from dlm_lens.attention import StepContext
 from dlm_lens.errors import TraceError
@@ -13,6 +12,7 @@ from dlm_lens.policies import StepPlan
 from dlm_lens.recording import ColumnMass, FullMaps, PooledMap, Recorder, RowEntropy, Selection
 from dlm_lens.trace import open_trace
 from tests.kernels.materialised import attention_map, valid_queries
+from tests.tensors import LargestTensor
 
 EVERYTHING = (ColumnMass(), PooledMap(bins=5), RowEntropy(bins=5), FullMaps())
 
@@ -138,19 +138,6 @@ def test_conflicting_statistics_are_named():
         Selection((ColumnMass(), ColumnMass()), (0,), (0,), (0,))
     with pytest.raises(ValueError, match="PooledMap: bins must be a positive integer, got 0"):
         PooledMap(bins=0)
-
-
-class LargestTensor(TorchDispatchMode):
-    """Records the number of elements of the largest tensor that any operation returns."""
-
-    elements = 0
-
-    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
-        out = func(*args, **(kwargs or {}))
-        for tensor in out if isinstance(out, tuple | list) else [out]:
-            if isinstance(tensor, torch.Tensor):
-                self.elements = max(self.elements, tensor.numel())
-        return out
 
 
 def test_recording_never_makes_a_map():
