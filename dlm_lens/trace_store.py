@@ -6,20 +6,25 @@ leaves a trace of the steps it finished. Floats of this kind hardly compress; le
 appending a step and reading one step cheap.
 """
 
+from __future__ import annotations
+
 import json
 import math
 import shutil
 from collections.abc import Mapping, Sequence
 from os import PathLike, fspath
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import xarray as xr
-import zarr
-from zarr.storage import LocalStore, MemoryStore
 
 from dlm_lens.errors import TraceError
+
+# Zarr is imported where it is used: training and kernel benchmarks on a bare GPU machine store no trace.
+if TYPE_CHECKING:
+    import zarr
+    from zarr.storage import LocalStore, MemoryStore
 
 MARKER = "dlm_lens_trace"
 FORMAT = 1
@@ -80,6 +85,8 @@ class TraceWriter:
         self._batched = "sample" in sizes
         self._sizes = {**sizes, **{name: len(labels) for name, labels in coordinates.items()}}
         attributes = {**attrs, MARKER: FORMAT, "variables": list(self.names), "vocabulary": "{}"}
+        import zarr
+
         self._group = zarr.open_group(store, mode="w-", zarr_format=3, attributes=attributes)
         for name in COORDINATES:
             labels = np.asarray(coordinates[name], dtype=np.int64)
@@ -148,11 +155,13 @@ class TraceWriter:
         return np.asarray(values) if self._batched else np.asarray(values)[0]
 
 
-def create_store(path: str | PathLike | None, overwrite: bool = False) -> MemoryStore | LocalStore:
+def create_store(path: str | PathLike | None, overwrite: bool = False) -> LocalStore | MemoryStore:
     """An empty store: in memory for ``path=None``, else a new folder.
 
     Raises ``TraceError`` when something is there already; ``overwrite=True`` replaces a trace, nothing else.
     """
+    from zarr.storage import LocalStore, MemoryStore
+
     if path is None:
         return MemoryStore()
     check_path(path, overwrite)
@@ -207,6 +216,8 @@ def read_dataset(store: Any) -> xr.Dataset:
 
 
 def _open_group(store: Any, where: str) -> zarr.Group:
+    import zarr
+
     if isinstance(store, str | PathLike):
         path = Path(store)
         if not path.exists():
