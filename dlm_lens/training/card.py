@@ -92,6 +92,15 @@ One NVIDIA H200: {log[-1]["step"]:,} steps, {log[-1]["tokens"] / 1e9:.2f} B toke
 
 def _losses(recipe: Recipe, log: list[dict[str, Any]]) -> str:
     rows = [row for row in log if "code" in row]
+    held_out = log[-1]["held_out"]
+    last = f"Held-out code at the end: {held_out:.2f} nats per token."
+    if not rows:
+        return f"## Losses\n\nThe run was too short to log training losses.\n\n{last}"
+    if held_out > 1.5 * rows[-1]["code"]:
+        last += (
+            f" That is {held_out - rows[-1]['code']:.2f} above the last loss on training code: the model has learnt part of\n"
+            "the training code by heart, and predicts code that it has not seen much worse."
+        )
     every = max(1, len(rows) // 8)
     lines = [
         f"| {row['step']:,} | {row['tokens'] / 1e6:,.0f} | {row['code']:.2f} | {row['answer']:.3f} |"
@@ -104,7 +113,7 @@ def _losses(recipe: Recipe, log: list[dict[str, Any]]) -> str:
             "| step | M tokens | code | answers |",
             "|---:|---:|---:|---:|",
             *lines,
-            f"\nHeld-out code at the end: {log[-1]['held_out']:.2f} nats per token.",
+            f"\n{last}",
         ]
     )
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import random
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from functools import partial
 
 import numpy as np
@@ -15,12 +15,24 @@ import dlm_lens as dl
 from dlm_lens.measure.tasks import VARIANTS
 from dlm_lens.training import __main__ as command
 from dlm_lens.training import corpus as corpora
+from dlm_lens.training.card import write_card
 from dlm_lens.training.data import Batches, Mixture, QuestionWriter
 from dlm_lens.training.export import evaluate, export, read_recipe
 from dlm_lens.training.objectives import after_the_end, diffusion, next_token
 from dlm_lens.training.train import Recipe, Trainer, rate
 
 MIXTURE = Mixture(tokens_per_step=1024, lengths=(128, 256), length_shares=(0.5, 0.5), short_steps=2)
+
+FACTS = {
+    "source": "Python",
+    "files": 12,
+    "train_files": 12,
+    "train_bytes": 1,
+    "train_tokens": 1,
+    "train_sha256": "0",
+    "held_out_files": 0,
+    "held_out_tokens": 0,
+}
 
 
 @dataclass(frozen=True)
@@ -143,12 +155,36 @@ def test_a_run_learns_exports_and_loads(causal, corpus, tmp_path):
     assert isinstance(text, str)
 
 
+@pytest.mark.parametrize(
+    ("code", "says", "not_said"),
+    [
+        (None, "too short to log", "| step |"),
+        (2.0, "at the end: 2.90 nats per token.\n\n##", "by heart"),
+        (1.0, "1.90 above the last loss on training code: the model has learnt part", "too short"),
+    ],
+)
+def test_the_card_says_what_the_losses_say(code, says, not_said, tmp_path):
+    """Of a run that logged none, of one not much worse on unseen code, and of one that learnt by heart."""
+    row = {"step": 100, "tokens": 100, "seconds": 1.0}
+    log = [] if code is None else [row | {"code": code, "answer": 0.1}]
+    lines = [*log, row | {"held_out": 2.9}]
+    (tmp_path / "log.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
+    (tmp_path / "recipe.json").write_text(json.dumps(asdict(Recipe())))
+    (tmp_path / "corpus.json").write_text(json.dumps(FACTS))
+    scores = [{"variant": v, "length": 256, "items": 1, "accuracy": 1.0} for v in VARIANTS]
+    measured = {"scores": scores, "device": "CPU", "dtype": "float32", "torch": "2", "date": "2026"}
+    (tmp_path / "evaluation.json").write_text(json.dumps(measured))
+    write_card(tmp_path, tmp_path, tmp_path)
+    card = (tmp_path / "README.md").read_text()
+    assert "Held-out code at the end: 2.90 nats per token." in card
+    assert says in card
+    assert not_said not in card
+
+
 def test_one_command_trains_evaluates_and_describes_a_model(corpus, tmp_path, monkeypatch, capsys):
     monkeypatch.setattr(command, "Recipe", SmallRecipe)
     monkeypatch.setattr(command, "evaluate", partial(evaluate, lengths=(128, 256)))
-    facts = {"source": "Python", "files": 12, "train_files": 12, "held_out_files": 0, "train_sha256": "0"}
-    sizes = {"train_bytes": 1, "train_tokens": 1, "held_out_tokens": 0}
-    (corpus / "corpus.json").write_text(json.dumps(facts | sizes))
+    (corpus / "corpus.json").write_text(json.dumps(FACTS))
     folders = ["--corpus", str(corpus), "--run", str(tmp_path / "run"), "--out", str(tmp_path / "tiny")]
     monkeypatch.setattr(Trainer.run, "__kwdefaults__", {"log_every": 2, "evaluate_every": 100})
     command.main(["train", *folders, "--steps", "4", "--workers", "0", "--device", "cpu", "--items", "2"])
