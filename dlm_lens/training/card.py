@@ -76,7 +76,9 @@ def _recipe(recipe: Recipe, log: list[dict[str, Any]]) -> str:
         "loss on the answer."
         if recipe.causal
         else f"Of every batch {mixture.code_share:.0%} of the sequences are code under LLaDA's loss (mask rate "
-        "t ~ U(0, 1), weight 1/t clipped at 20), the others questions with only the answer masked."
+        "t ~ U(0, 1), weight 1/t clipped at 20; in "
+        f"{mixture.written_share:.0%} of it up to 256 tokens at the end are masked instead, as while they are written "
+        "block by block), the others questions with only the answer masked."
     )
     return f"""## Recipe
 

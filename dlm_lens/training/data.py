@@ -30,6 +30,7 @@ class Mixture:
     lengths, length_shares : sequence lengths and the share of steps each gets once ``short_steps`` are over.
     short_steps : first steps, all at the shortest length: looking a key up is learnt soonest there.
     variant_shares : share of each of ``VARIANTS`` among the questions.
+    written_share : share of the code that the diffusion model sees in the midst of being written.
     """
 
     tokens_per_step: int = 131_072
@@ -38,6 +39,7 @@ class Mixture:
     length_shares: tuple[float, ...] = (0.15, 0.25, 0.25, 0.35)
     short_steps: int = 1000
     variant_shares: tuple[float, ...] = (0.25, 0.3, 0.25, 0.2)
+    written_share: float = 0.5
 
 
 class Batches(IterableDataset):
@@ -59,7 +61,10 @@ class Batches(IterableDataset):
         while True:
             tokens, answer = self.draw(step, stream, writer)
             generator = torch.Generator().manual_seed(self.seed * 1_000_003 + step)
-            yield objective(tokens, answer, writer, generator, causal=self.causal).padded()
+            share = self.mixture.written_share
+            yield objective(
+                tokens, answer, writer, generator, causal=self.causal, written_share=share
+            ).padded()
             step += stride
 
     def draw(
@@ -87,10 +92,12 @@ def objective(
     generator: torch.Generator,
     *,
     causal: bool,
+    written_share: float = 0.0,
 ) -> Objective:
-    """What the diffusion model, or its causal twin, learns from a batch."""
-    learn = next_token if causal else diffusion
-    return learn(tokens, answer, writer.mask, writer.eos, generator)
+    """What the diffusion model, or its causal twin, learns from a batch; see :mod:`dlm_lens.training.objectives`."""
+    if causal:
+        return next_token(tokens, answer, writer.mask, writer.eos, generator)
+    return diffusion(tokens, answer, writer.mask, writer.eos, generator, written_share)
 
 
 class QuestionWriter:

@@ -43,12 +43,18 @@ class Objective:
 
 
 def diffusion(
-    tokens: torch.Tensor, answer: torch.Tensor, mask_id: int, eos_id: int, generator: torch.Generator
+    tokens: torch.Tensor,
+    answer: torch.Tensor,
+    mask_id: int,
+    eos_id: int,
+    generator: torch.Generator,
+    written_share: float = 0.0,
 ) -> Objective:
     """LLaDA's loss (arXiv 2502.09992, eq. 3) on code and on the answer regions of questions.
 
-    Code tokens are masked at a rate ``t ~ U(0, 1)`` drawn evenly over the batch and weigh ``1/t``. Of an answer
-    region either all is masked, as at the start of denoising, or a share ``t``.
+    Code tokens are masked at a rate ``t ~ U(0, 1)`` drawn evenly over the batch and weigh ``1/t``; in a share
+    ``written_share`` of the code the end is masked instead, as in the midst of being written, each masked token
+    weighing the same. Of an answer region either all is masked, as at the start of denoising, or a share ``t``.
     """
     batch, length = tokens.shape
     position = torch.arange(length)
@@ -59,11 +65,30 @@ def diffusion(
     rate = torch.where(~is_code & (torch.rand(batch, generator=generator) < 0.5), 1.0, rate)
     masked = (torch.rand(batch, length, generator=generator) < rate[:, None]) & (is_code[:, None] | in_answer)
     inverse = masked / rate.clamp_min(1 / _MAX_WEIGHT)[:, None]
+    written = is_code & (torch.rand(batch, generator=generator) < written_share)
+    unwritten = _unwritten(batch, length, rate, generator)
+    masked = torch.where(written[:, None], unwritten, masked)
+    even = unwritten * length / unwritten.sum(1, keepdim=True).clamp_min(1)
+    inverse = torch.where(written[:, None], even, inverse)
     code = is_code[:, None] * inverse / (is_code.sum().clamp_min(1) * length)
     weight = torch.stack([code, _answer_weight(tokens, masked & ~is_code[:, None], eos_id)], dim=-1)
     index = masked.flatten().nonzero().squeeze(1)
     inputs = torch.where(masked, mask_id, tokens)
     return Objective(inputs, index, tokens.flatten()[index], weight.flatten(0, 1)[index])
+
+
+def _unwritten(batch: int, length: int, rate: torch.Tensor, generator: torch.Generator) -> torch.Tensor:
+    """bool ``[B, L]``: what is still masked while the last 1 to 256 tokens of a row are written block by block.
+
+    The block of 32 being written is masked at the row's rate, and what follows it wholly. Without such rows a model
+    that sees a masked end only behind short answers writes end-of-text there.
+    """
+    left = torch.rand(batch, generator=generator) * min(256, length // 2)
+    into = torch.arange(length) - (length - 1 - left.long())[:, None]
+    drawn = torch.rand(batch, length, generator=generator) < rate[:, None]
+    unwritten = (into >= 0) & (drawn | (into >= 32))
+    unwritten[:, -1] |= ~unwritten.any(1)  # something must be left to write
+    return unwritten
 
 
 def next_token(

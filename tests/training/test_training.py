@@ -109,6 +109,21 @@ def test_diffusion_masks_code_and_answers_but_never_a_question(corpus):
     assert np.mean(sums) == pytest.approx(1.0, abs=0.1)
 
 
+def test_code_in_the_midst_of_being_written_ends_in_masks():
+    tokens, answer = torch.randint(3, 600, (400, 128)), torch.tensor([128] * 400)
+    goal = diffusion(tokens, answer, 0, 1, torch.Generator().manual_seed(0), written_share=1.0)
+    masked = goal.inputs == 0
+    assert masked.any(1).all()
+    first = masked.float().argmax(1)
+    assert first.min() < 66
+    assert first.max() > 120
+    for row, begin in zip(masked, first.tolist(), strict=True):
+        assert row[begin + 32 :].all()
+    # Every row counts the same, however few of its tokens are masked.
+    of_row = torch.zeros(400).scatter_add_(0, goal.index // 128, goal.weight[:, 0])
+    torch.testing.assert_close(of_row, torch.full((400,), 1 / 400))
+
+
 def test_the_end_of_an_answer_is_learnt_and_what_follows_it_hardly():
     tokens = torch.tensor([[5, 6, 7, 8, 1, 1, 1]])
     assert after_the_end(tokens, 1).tolist() == [[False] * 5 + [True] * 2]
