@@ -16,6 +16,10 @@ import numpy as np
 import pytest
 import torch
 
+# Without a GPU, impl="triton" runs in Triton's interpreter, which must be chosen before triton is imported.
+if not torch.cuda.is_available():
+    os.environ["TRITON_INTERPRET"] = "1"
+
 import dlm_lens as dl
 
 ROOT = Path(__file__).resolve().parent.parent

@@ -83,6 +83,7 @@ def capture(
         heads=len(chosen.heads),
         steps=len(chosen.steps),
         retained_mass=chosen.retained_mass,
+        on_gpu=dlm.device.type == "cuda",
     )
     check_budget(estimate, parse_bytes(memory_budget), chosen.statistics, len(chosen.steps))
     if progress:

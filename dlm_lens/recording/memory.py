@@ -5,8 +5,10 @@ import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
+from dlm_kernels.common import chunk_budget
+
 from dlm_lens.errors import MemoryBudgetError
-from dlm_lens.recording.base import Statistic
+from dlm_lens.recording.base import BinnedStatistic, Statistic
 
 _UNITS = {"B": 1, "KB": 10**3, "MB": 10**6, "GB": 10**9, "TB": 10**12}
 _UNITS |= {"KIB": 2**10, "MIB": 2**20, "GIB": 2**30, "TIB": 2**40}
@@ -50,10 +52,12 @@ def estimate_memory(
     heads: int,
     steps: int,
     retained_mass: bool = False,
+    on_gpu: bool = False,
 ) -> MemoryEstimate:
     """Estimate a capture of ``steps`` steps over ``layers`` × ``heads`` of ``batch`` sequences of ``length``.
 
-    Everything recorded is float32. Counted are the statistics and, as ``tokens``, what is kept per position.
+    Everything recorded is float32. Counted are the statistics and, as ``tokens``, what is kept per position. The
+    workspace lies ``on_gpu`` where the model does; there it holds sums over bins of queries for every key.
     """
     per_head = {statistic.variable: math.prod(statistic.shape(length)) for statistic in statistics}
     if retained_mass:
@@ -63,8 +67,10 @@ def estimate_memory(
     variables = {name: size * steps for name, size in step.items()} | {
         "tokens": batch * length * (9 * steps + 8)
     }
+    bins = max([s.bins for s in statistics if isinstance(s, BinnedStatistic)], default=1)
+    tiles = min(chunk_budget(None, triton=True), 8 * batch * heads * bins * length) if on_gpu else _TILES
     # The step's values once as recorded and once as written.
-    return MemoryEstimate(variables, 2 * sum(step.values()) + _TILES)
+    return MemoryEstimate(variables, 2 * sum(step.values()) + tiles)
 
 
 def check_budget(estimate: MemoryEstimate, budget: int, statistics: Sequence[Statistic], steps: int) -> None:

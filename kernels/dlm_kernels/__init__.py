@@ -5,18 +5,23 @@ divides ``H``, and never makes a tensor of ``Lq · Lk`` over all heads. The pack
 """
 
 from dlm_kernels.attention_statistics import AttentionStatistics, attention_statistics
+from dlm_kernels.block_sparse_attention import block_sparse_attention
 from dlm_kernels.column_scores import column_scores
 from dlm_kernels.column_sparse_attention import column_sparse_attention
 from dlm_kernels.common import position_bins
 from dlm_kernels.retained_mass import retained_mass
 from dlm_kernels.select_columns import select_columns
+from dlm_kernels.share_columns import SharedColumns, share_columns
 
 __all__ = [
     "AttentionStatistics",
+    "SharedColumns",
     "attention_statistics",
+    "block_sparse_attention",
     "column_scores",
     "column_sparse_attention",
     "position_bins",
     "retained_mass",
     "select_columns",
+    "share_columns",
 ]

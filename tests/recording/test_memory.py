@@ -61,3 +61,10 @@ def test_the_advised_steps_fit():
     with pytest.raises(MemoryBudgetError, match="record 21 of the 64 steps"):
         check_budget(needed(64), budget, statistics, 64)
     check_budget(needed(21), budget, statistics, 21)
+
+
+def test_workspace_on_a_gpu_grows_with_bins_and_length_up_to_a_gigabyte():
+    sizes = {"batch": 1, "layers": 1, "heads": 4, "steps": 1, "on_gpu": True}
+    short, long = (estimate_memory([RowEntropy(bins=8)], length=n, **sizes).workspace for n in (1000, 2000))
+    assert long - short == 8 * 4 * 8 * 1000
+    assert estimate_memory([RowEntropy(bins=64)], length=10**7, **sizes).workspace < 1.1 * 2**30

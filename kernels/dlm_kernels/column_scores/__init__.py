@@ -5,7 +5,16 @@ from collections.abc import Iterator
 from torch import Tensor
 
 from dlm_kernels.column_scores.reference import score_columns
-from dlm_kernels.common import check_group_size, check_heads, choose, chunk_budget, first_positions
+from dlm_kernels.common import (
+    check_group_size,
+    check_heads,
+    check_lse,
+    check_scale,
+    check_start,
+    choose,
+    chunk_budget,
+    first_positions,
+)
 
 __all__ = ["column_scores"]
 
@@ -17,6 +26,7 @@ def column_scores(
     group_size: int,
     scale: float | None = None,
     start: Tensor | None = None,
+    lse: Tensor | None = None,
     impl: str = "auto",
     chunk_bytes: int | None = None,
 ) -> Iterator[tuple[range, Tensor]]:
@@ -32,14 +42,23 @@ def column_scores(
     group_size : queries per group; the last group may be smaller
     scale : factor of the scores; 1/√D by default
     start : integer [B], first valid position (left padding); needs Lq = Lk
-    impl : "auto" or "reference"
-    chunk_bytes : workspace
+    lse : float32 [B, H, Lq], the log-sum-exp of the scaled scores where it is known already, as from the dense
+        forward pass: it saves a GPU half of the work. Its entries at padding are not looked at
+    impl : "auto", "triton" or "reference"
+    chunk_bytes : workspace, for Triton the bytes of a yielded piece: 4 MB by default on a CPU, 64 MB on a GPU, and
+        1 GB for Triton. A piece holds at least one group
 
     Raises ``ValueError`` at the call for shapes, types or values that do not fit.
     """
-    choose("column_scores", impl, ("reference",))
+    impl = choose("column_scores", impl, q)
     check_heads(q, k)
     check_group_size(group_size)
-    first = first_positions(start, q, k)
-    scale = q.shape[-1] ** -0.5 if scale is None else scale
-    return score_columns(q, k, group_size, scale, first, chunk_budget(chunk_bytes, q.device))
+    check_start(start, q, k)
+    check_lse(lse, q)
+    scale = check_scale(scale, q)
+    chunk = chunk_budget(chunk_bytes, q.device, triton=impl == "triton")
+    if impl == "triton":
+        from dlm_kernels.column_scores.triton_scores import score_groups
+
+        return score_groups(q, k, group_size, scale, start, lse, chunk)
+    return score_columns(q, k, group_size, scale, first_positions(start, q), chunk)

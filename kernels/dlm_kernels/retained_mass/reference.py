@@ -13,10 +13,9 @@ def mass_on_columns(
     group_size: int,
     lse: Tensor,
     scale: float,
-    first: list[int],
     chunk_bytes: int,
-) -> tuple[Tensor, Tensor]:
-    """See :func:`dlm_kernels.retained_mass`; arguments are checked there."""
+) -> Tensor:
+    """Mass that every query keeps, float32 [B, H, Lq]; see :func:`dlm_kernels.retained_mass`."""
     batch, heads, length, dim = q.shape
     repeat = heads // k.shape[1]
     groups, width = columns.shape[2:]
@@ -36,7 +35,13 @@ def mass_on_columns(
                 scores = torch.bmm(padded[b, h, now].float() * scale, rows.transpose(1, 2))
                 probability = scores.sub_(normaliser[b, h, now]).exp_()
                 kept[b, h, now] = (probability @ listed[b, h, now, :, None].float())[..., 0]
-    kept = kept.view(batch, heads, -1)
-    mean = torch.stack([kept[b, :, begin:length].mean(-1) for b, begin in enumerate(first)])
-    lowest = torch.stack([kept[b, :, begin:length].amin(-1) for b, begin in enumerate(first)])
-    return mean, lowest
+    return kept.view(batch, heads, -1)[:, :, :length]
+
+
+def reduce_queries(kept: Tensor, start: Tensor | None) -> tuple[Tensor, Tensor]:
+    """Mean and minimum [B, H] over the valid queries of ``kept [B, H, Lq]``; ``start`` integer [B]."""
+    if start is None:
+        return kept.mean(-1), kept.amin(-1)
+    valid = (torch.arange(kept.shape[-1], device=kept.device) >= start[:, None])[:, None]
+    mean = torch.where(valid, kept, 0.0).sum(-1) / valid.sum(-1)
+    return mean, torch.where(valid, kept, float("inf")).amin(-1)
