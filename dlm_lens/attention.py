@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any, Protocol
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+from torch.backends import cuda
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from transformers import AttentionInterface, AttentionMaskInterface
 
@@ -42,7 +43,9 @@ class StepContext:
     """What one forward pass of a run needs to know inside the attention layers.
 
     ``start`` is a LongTensor [B] with the first valid position of each left-padded sample, or None when
-    nothing is padded. ``causal`` is True for autoregressive models.
+    nothing is padded. ``causal`` is True for autoregressive models. ``lse`` [B, H, L] is the log-sum-exp of the
+    scores of the layer being computed, where a policy's dense attention has told it: statistics of the same
+    layer then need one pass over the scores, not two.
     """
 
     step: int
@@ -51,6 +54,7 @@ class StepContext:
     recorder: Observer | None = None
     start: Tensor | None = None
     causal: bool = False
+    lse: Tensor | None = None
 
 
 def lens_attention(
@@ -74,6 +78,7 @@ def lens_attention(
         causal = getattr(module, "is_causal", True) and getattr(module.config, "is_causal", True)
         return _sdpa(query, key, value, attention_mask, causal, scaling, dropout).transpose(1, 2), None
     layer = int(module.layer_idx)  # type: ignore[arg-type]
+    lens.lse = None
     out = lens.run.attend(layer, query, key, value, lens)
     if lens.recorder is not None:
         lens.recorder.observe(layer, query, key, lens)
@@ -115,6 +120,48 @@ def dense_attention(
             q[one, :, queries], k[one, :, keys], v[one, :, keys], None, causal, scale
         )
     return out
+
+
+def dense_attention_and_lse(
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    *,
+    scale: float | None = None,
+    start: Tensor | None = None,
+    causal: bool = False,
+) -> tuple[Tensor, Tensor | None]:
+    """:func:`dense_attention`, and the log-sum-exp of the scaled scores that it computes on the way.
+
+    The log-sum-exp is float32 [B, H, L], −inf for padding, and costs nothing where the backend is cuDNN; elsewhere
+    (on a CPU, in float32, for causal models) it is None, for it would cost a second pass.
+    """
+    told = q.is_cuda and not causal and q.shape[2] == k.shape[2]
+    if not (told and _suits_cudnn(q, k, v)):
+        return dense_attention(q, k, v, scale=scale, start=start, causal=causal), None
+    starts = None if start is None else start.tolist()
+    if starts is None or not any(starts):
+        return _cudnn(q, k, v, scale)
+    out = q.new_zeros(q.shape[0], q.shape[2], q.shape[1], v.shape[3]).transpose(1, 2)
+    lse = q.new_full(q.shape[:3], float("-inf"), dtype=torch.float32)
+    for b, first in enumerate(starts):
+        one, valid = slice(b, b + 1), slice(first, None)
+        out[one, :, valid], lse[one, :, valid] = _cudnn(
+            q[one, :, valid], k[one, :, valid], v[one, :, valid], scale
+        )
+    return out, lse
+
+
+def _suits_cudnn(q: Tensor, k: Tensor, v: Tensor) -> bool:
+    return cuda.can_use_cudnn_attention(cuda.SDPAParams(q, k, v, None, 0.0, False, q.shape[1] != k.shape[1]))
+
+
+def _cudnn(q: Tensor, k: Tensor, v: Tensor, scale: float | None) -> tuple[Tensor, Tensor]:
+    # F.scaled_dot_product_attention keeps the log-sum-exp to itself.
+    out, lse, *_ = torch.ops.aten._scaled_dot_product_cudnn_attention(
+        q, k, v, None, True, 0.0, False, False, scale=scale
+    )
+    return out, lse.view(q.shape[:3])
 
 
 def _sdpa(

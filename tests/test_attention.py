@@ -6,7 +6,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from transformers import LlamaConfig, LlamaForCausalLM, Qwen2Config, Qwen2ForCausalLM
 
-from dlm_lens.attention import NAME, StepContext, dense_attention
+from dlm_lens.attention import NAME, StepContext, dense_attention, dense_attention_and_lse
 from dlm_lens.policies import PolicyRun, StepPlan
 
 
@@ -51,6 +51,27 @@ def test_dense_attention_is_softmax_over_the_valid_keys(starts, queries, more_ke
     )
     assert out.isfinite().all()
     assert not out.transpose(1, 2)[~valid].any()
+
+
+def test_log_sum_exp_is_not_computed_where_it_is_not_free():
+    q, k, v = inputs()
+    out, lse = dense_attention_and_lse(q, k, v)
+    assert lse is None
+    assert torch.equal(out, dense_attention(q, k, v))
+
+
+@pytest.mark.gpu
+@pytest.mark.parametrize("starts", [None, [0, 37]], ids=str)
+def test_log_sum_exp_of_cudnn(starts):
+    q, k, v = (t.cuda().bfloat16() for t in inputs(queries=300, keys=300, dim=64))
+    start = None if starts is None else torch.tensor(starts, device="cuda")
+    out, lse = dense_attention_and_lse(q, k, v, start=start)
+    torch.testing.assert_close(out, dense_attention(q, k, v, start=start))
+    scores = q.double() @ k.double().repeat_interleave(2, dim=1).mT * 64**-0.5
+    for b, first in enumerate(starts or [0, 0]):
+        assert torch.all(lse[b, :, :first] == -torch.inf)
+        exact_lse = scores[b, :, first:, first:].logsumexp(-1)
+        torch.testing.assert_close(lse[b, :, first:].double(), exact_lse, rtol=1e-5, atol=1e-4)
 
 
 @pytest.mark.gpu

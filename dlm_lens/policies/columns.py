@@ -13,6 +13,7 @@ from dataclasses import dataclass
 import torch
 from dlm_kernels.column_sparse_attention import column_sparse_attention
 from dlm_kernels.retained_mass import retained_mass
+from dlm_kernels.share_columns import SharedColumns, share_columns
 from torch import Tensor
 
 
@@ -52,11 +53,27 @@ def spans_of(start: Tensor | None) -> list[Span]:
 class ColumnLists:
     """The kept keys of one span: ``columns`` int32 [rows, H, groups, K] ascending, of which the first
     ``counts`` int32 [rows, H, groups] are meant. Groups and keys count from the span's first valid
-    position."""
+    position.
+
+    On a GPU, lists of groups smaller than its tiles of 128 queries are kept merged (``SharedColumns``):
+    attention over them is several times faster, and they take less than half of the memory.
+    """
 
     span: Span
-    columns: Tensor
+    columns: Tensor | SharedColumns
     counts: Tensor
+
+    @classmethod
+    def build(cls, span: Span, columns: Tensor, counts: Tensor, group_size: int, keys: int) -> ColumnLists:
+        """Lists of ``keys`` keys, merged where that helps."""
+        if columns.is_cuda and group_size <= 64:
+            return cls(span, share_columns(columns, counts, keys=keys, group_size=group_size), counts)
+        return cls(span, columns, counts)
+
+    @property
+    def arguments(self) -> tuple[Tensor | SharedColumns, Tensor | None]:
+        """The pattern as the kernels take it."""
+        return self.columns, None if isinstance(self.columns, SharedColumns) else self.counts
 
 
 @dataclass(frozen=True)
@@ -77,7 +94,10 @@ class ColumnPattern:
         length: int,
     ) -> ColumnPattern:
         """The pattern whose ``(columns, counts)`` of every span are what ``select`` returns for it."""
-        lists = tuple(ColumnLists(span, *select(span)) for span in spans_of(start))
+        lists = tuple(
+            ColumnLists.build(span, *select(span), group_size, length - span.first)
+            for span in spans_of(start)
+        )
         return cls(lists, group_size, length)
 
     @property
@@ -90,7 +110,7 @@ class ColumnPattern:
         """Softmax attention over the kept keys only, [B, H, L, D]; rows of padding are zero."""
         outputs = [
             column_sparse_attention(
-                c.span.of(q), c.span.of(k), c.span.of(v), c.columns, c.counts, group_size=self.group_size
+                c.span.of(q), c.span.of(k), c.span.of(v), *c.arguments, group_size=self.group_size
             )
             for c in self.lists
         ]
@@ -110,8 +130,7 @@ class ColumnPattern:
             retained_mass(
                 c.span.of(q),
                 c.span.of(k),
-                c.columns,
-                c.counts,
+                *c.arguments,
                 group_size=self.group_size,
                 lse=None if lse is None else c.span.of(lse),
             )

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 
 from torch import Tensor
 
-from dlm_lens.attention import StepContext, dense_attention
+from dlm_lens.attention import StepContext, dense_attention, dense_attention_and_lse
 from dlm_lens.policies.base import Policy, PolicyRun, RunInfo, StepPlan
 
 
@@ -27,4 +27,7 @@ class _DenseRun(PolicyRun):
         return StepPlan(step, "dense")
 
     def attend(self, layer: int, q: Tensor, k: Tensor, v: Tensor, context: StepContext) -> Tensor:
-        return dense_attention(q, k, v, start=context.start, causal=context.causal)
+        if context.recorder is None:
+            return dense_attention(q, k, v, start=context.start, causal=context.causal)
+        out, context.lse = dense_attention_and_lse(q, k, v, start=context.start, causal=context.causal)
+        return out

@@ -9,7 +9,7 @@ from dlm_kernels.column_scores import column_scores
 from dlm_kernels.select_columns import select_columns
 from torch import Tensor
 
-from dlm_lens.attention import StepContext, dense_attention
+from dlm_lens.attention import StepContext, dense_attention_and_lse
 from dlm_lens.policies.base import Policy, PolicyRun, RunInfo, StepPlan
 from dlm_lens.policies.columns import ColumnPattern, check_columns, column_budget
 
@@ -95,20 +95,23 @@ class _PulseColRun(PolicyRun):
     def attend(self, layer: int, q: Tensor, k: Tensor, v: Tensor, context: StepContext) -> Tensor:
         if not self._refreshing:
             return self._patterns[layer].attend(q, k, v)
+        out, lse = dense_attention_and_lse(q, k, v, start=context.start)
+        context.lse = lse
+        self._patterns.pop(layer, None)  # the old lists must not take memory beside the new ones
         self._patterns[layer] = ColumnPattern.build(
-            lambda span: self._select(span.of(q), span.of(k)),
+            lambda span: self._select(span.of(q), span.of(k), None if lse is None else span.of(lse)),
             start=context.start,
             group_size=self._policy.group_size,
             length=k.shape[2],
         )
-        return dense_attention(q, k, v, start=context.start)
+        return out
 
     def pattern(self, layer: int) -> ColumnPattern | None:
         return None if self._refreshing else self._patterns[layer]
 
-    def _select(self, q: Tensor, k: Tensor) -> tuple[Tensor, Tensor]:
+    def _select(self, q: Tensor, k: Tensor, lse: Tensor | None) -> tuple[Tensor, Tensor]:
         budget = column_budget(self._policy.sparsity, k.shape[2])
-        pieces = column_scores(q, k, group_size=self._policy.group_size)
+        pieces = column_scores(q, k, group_size=self._policy.group_size, lse=lse)
         # A probability that underflows to zero must not cost a column: zero scores are never selected.
         best = (select_columns(scores.clamp_min_(_TINY), budget) for _, scores in pieces)
         columns, counts = zip(*best, strict=True)

@@ -19,7 +19,8 @@ class LayerAttention:
     """Queries and keys of one layer at one step, after the rotary embedding, of the recorded heads only.
 
     ``q`` [B, H, L, D]; ``k`` [B, Hkv, L, D], Hkv dividing H; ``start`` LongTensor [B], the first valid position
-    of each sample, or None; ``causal`` for autoregressive models; ``bins`` shared by all binned statistics.
+    of each sample, or None; ``causal`` for autoregressive models; ``bins`` shared by all binned statistics; ``lse``
+    float32 [B, H, L], the log-sum-exp of the scores where the forward pass has told it.
     """
 
     q: Tensor
@@ -28,12 +29,19 @@ class LayerAttention:
     causal: bool
     bins: int | None
     entropy: bool
+    lse: Tensor | None = None
 
     @cached_property
     def reduced(self) -> AttentionStatistics:
         """The base statistics, made together in one pass when the first of them is asked for."""
         return attention_statistics(
-            self.q, self.k, start=self.start, causal=self.causal, bins=self.bins, entropy=self.entropy
+            self.q,
+            self.k,
+            start=self.start,
+            causal=self.causal,
+            bins=self.bins,
+            entropy=self.entropy,
+            lse=self.lse,
         )
 
 

@@ -172,9 +172,10 @@ class Recorder:
 
     def _recorded_part(self, q: Tensor, k: Tensor, context: "StepContext") -> LayerAttention:
         chosen, batch = self.selection, len(self._start)
-        q, k = q[:batch], k[:batch]
+        q, k, lse = q[:batch], k[:batch], None if context.lse is None else context.lse[:batch]
         if len(chosen.heads) < q.shape[1]:
             repeat = q.shape[1] // k.shape[1]
+            lse = None if lse is None else lse[:, list(chosen.heads)]
             q, k = q[:, list(chosen.heads)], k[:, [head // repeat for head in chosen.heads]]
         return LayerAttention(
             q=q,
@@ -183,6 +184,7 @@ class Recorder:
             causal=context.causal,
             bins=chosen.binned[0].bins if chosen.binned else None,
             entropy="row_entropy" in chosen.variables,
+            lse=lse,
         )
 
 

@@ -4,6 +4,7 @@ from itertools import pairwise
 
 import pytest
 import torch
+from dlm_kernels import SharedColumns
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -210,3 +211,24 @@ def test_retained_mass_is_the_dense_mass_on_the_kept_columns():
             mass = torch.stack([row[sorted(groups[i // 8])].sum() for i, row in enumerate(probability[head])])
             assert float(mean[b, head]) == pytest.approx(float(mass.mean()), abs=1e-5)
             assert float(minimum[b, head]) == pytest.approx(float(mass.min()), abs=1e-5)
+
+
+@pytest.mark.gpu
+@pytest.mark.parametrize("starts", [None, [0, 21]], ids=str)
+def test_on_a_gpu_small_groups_share_lists_and_mean_the_same(starts):
+    start = None if starts is None else torch.tensor(starts)
+    q, k, v = inputs(batch=2, length=300, dim=64)
+    policy = dl.PulseCol(sparsity=0.7, group_size=32, refresh_count=1)
+    outputs = []
+    for device in ("cpu", "cuda"):
+        run = policy.start(info(length=300, batch=2))
+        place = None if start is None else start.to(device)
+        for step in range(2):
+            out = attend(run, step, q.to(device), k.to(device), v.to(device), start=place)
+        outputs.append(out.cpu())
+        shared = [isinstance(lists.columns, SharedColumns) for lists in run.pattern(0).lists]
+        assert all(shared) if device == "cuda" else not any(shared)
+        mean, _ = run.pattern(0).retained_mass(q.to(device), k.to(device))
+        outputs.append(mean.cpu())
+    torch.testing.assert_close(outputs[2], outputs[0], rtol=1e-3, atol=1e-3)
+    torch.testing.assert_close(outputs[3], outputs[1], rtol=1e-4, atol=1e-4)

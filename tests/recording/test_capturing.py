@@ -1,6 +1,7 @@
 """Capture as a user calls it, on untrained models."""
 
 import json
+from importlib.metadata import version
 
 import numpy as np
 import pytest
@@ -8,7 +9,7 @@ import torch
 
 import dlm_lens as dl
 from dlm_lens.errors import MemoryBudgetError, TraceError
-from dlm_lens.recording import ColumnMass, FullMaps
+from dlm_lens.recording import ColumnMass, FullMaps, RowEntropy
 
 PROMPT = torch.arange(12)
 
@@ -39,6 +40,27 @@ def test_statistics_match_full_maps(family):
     np.testing.assert_allclose(trace["column_mass"], maps.mean("query"), atol=1e-6)
     if family == "ar":
         assert not np.triu(maps.values, 1).any()
+
+
+@pytest.mark.gpu
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float32], ids=str)
+@pytest.mark.parametrize(
+    "policy", [dl.Dense(), dl.PulseCol(group_size=16, refresh_count=1)], ids=["dense", "pulsecol"]
+)
+def test_statistics_match_full_maps_on_a_gpu(dtype, policy):
+    dlm = dl.random_model(
+        "llada", layers=2, hidden=256, heads=4, kv_heads=2, vocab=64, device="cuda", dtype=dtype
+    )
+    trace = dl.capture(
+        dlm, torch.arange(60).repeat(5), gen_length=6, steps=3, policy=policy, progress=False,
+        statistics=[ColumnMass(), RowEntropy(bins=7), FullMaps()], memory_budget="1 GB",
+    )  # fmt: skip
+    maps = trace["full_map"].values
+    np.testing.assert_allclose(trace["column_mass"], maps.mean(-2), atol=1e-4)
+    entropy = -(maps * np.log(np.maximum(maps, 1e-30))).sum(-1)
+    bin_of = np.arange(306) * 7 // 306
+    by_bin = np.stack([entropy[..., bin_of == b].mean(-1) for b in range(7)], -1)
+    np.testing.assert_allclose(trace["row_entropy"], by_bin, atol=2e-3)
 
 
 def test_padded_sample_has_the_trace_of_itself_alone(random_dlm, short):
@@ -102,7 +124,7 @@ def test_subsets_and_provenance(random_dlm, short, tmp_path):
     part = whole["column_mass"].sel(step=[0, 2], layer=[1], head=[0, 3])
     np.testing.assert_allclose(trace["column_mass"], part, atol=1e-6)
     assert trace.spec["heads"] == 4
-    assert json.loads(trace.attrs["versions"])["torch"] == torch.__version__
+    assert json.loads(trace.attrs["versions"])["torch"] == version("torch")
     assert {"model", "policy", "sampler", "seed", "device", "created", "git_revision"} <= set(trace.attrs)
     assert trace.tokens_text()[0][-1] == "[MASK]"
     assert dl.open_trace(tmp_path / "run.zarr").attrs == trace.attrs
