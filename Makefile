@@ -17,8 +17,8 @@ help:
 	@echo "make test       lint, types, all tests, all notebooks"
 	@echo "make lint       lint and types only"
 	@echo "make notebooks  run the notebooks and keep their output"
-	@echo "make figures    draw the picture of the README (needs Chromium)"
-	@echo "make bench      measure what capturing costs"
+	@echo "make figures    draw the pictures of the README (needs Chromium)"
+	@echo "make bench      time the kernels against every peer present, and measure what capturing costs"
 	@echo "make clean      remove out/, .venv and caches"
 
 demo: $(VENV)/.installed
@@ -40,9 +40,13 @@ notebooks: $(VENV)/.installed-dev
 
 figures: $(VENV)/.installed-dev
 	$(BIN)/python figures/readme.py
+	$(BIN)/python figures/kernels.py
 
 bench: $(VENV)/.installed
+	@mkdir -p $(OUT)
+	$(BIN)/python kernels/bench/run.py --out $(OUT)/kernels.json
 	$(BIN)/python -m dlm_lens.measure.capture_memory
+	$(BIN)/python -m dlm_lens.measure.capture_cost --out $(OUT)/capture-cost.json
 
 # The stamps are newer than pyproject.toml and constraints.txt exactly when the installation is up to date.
 $(VENV)/.installed: pyproject.toml constraints.txt | $(VENV)/.created
