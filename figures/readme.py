@@ -24,7 +24,7 @@ def main() -> None:
     )
     if browser_path is None:
         sys.exit("no Chromium on the PATH (on Debian: apt-get install chromium)")
-    trace = dl.capture(dl.load("tiny"), PROMPT, gen_length=96, steps=48)
+    trace = dl.capture(dl.load("tiny"), PROMPT, gen_length=128, steps=64)
     with tempfile.TemporaryDirectory() as folder, sync_playwright() as playwright:
         page_file = Path(folder) / "explorer.html"
         dl.explore(trace).save_html(page_file)

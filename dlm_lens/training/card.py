@@ -95,7 +95,8 @@ One NVIDIA H200: {log[-1]["step"]:,} steps, {log[-1]["tokens"] / 1e9:.2f} B toke
 def _losses(recipe: Recipe, log: list[dict[str, Any]]) -> str:
     rows = [row for row in log if "code" in row]
     held_out = log[-1]["held_out"]
-    last = f"Held-out code at the end: {held_out:.2f} nats per token."
+    bound = "" if recipe.causal else " by LLaDA's bound alone"
+    last = f"Held-out code at the end: {held_out:.2f} nats per token{bound}."
     if not rows:
         return f"## Losses\n\nThe run was too short to log training losses.\n\n{last}"
     if held_out > 1.5 * rows[-1]["code"]:
@@ -108,7 +109,8 @@ def _losses(recipe: Recipe, log: list[dict[str, Any]]) -> str:
         f"| {row['step']:,} | {row['tokens'] / 1e6:,.0f} | {row['code']:.2f} | {row['answer']:.3f} |"
         for row in [*rows[every - 1 :: every][:-1], rows[-1]]
     ]
-    kind = "next-token cross-entropy" if recipe.causal else "LLaDA's bound"
+    half = "the mean of LLaDA's bound and the loss of unwritten ends"
+    kind = "next-token cross-entropy" if recipe.causal else half
     return "\n".join(
         [
             f"## Losses\n\nNats per token, means over the 100 steps before; code by {kind}.\n",

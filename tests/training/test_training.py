@@ -174,7 +174,7 @@ def test_a_run_learns_exports_and_loads(causal, corpus, tmp_path):
     ("code", "says", "not_said"),
     [
         (None, "too short to log", "| step |"),
-        (2.0, "at the end: 2.90 nats per token.\n\n##", "by heart"),
+        (2.0, "2.90 nats per token by LLaDA's bound alone.\n\n##", "by heart"),
         (1.0, "1.90 above the last loss on training code: the model has learnt part", "too short"),
     ],
 )
@@ -191,7 +191,7 @@ def test_the_card_says_what_the_losses_say(code, says, not_said, tmp_path):
     (tmp_path / "evaluation.json").write_text(json.dumps(measured))
     write_card(tmp_path, tmp_path, tmp_path)
     card = (tmp_path / "README.md").read_text()
-    assert "Held-out code at the end: 2.90 nats per token." in card
+    assert "Held-out code at the end: 2.90 nats per token by LLaDA's bound alone." in card
     assert says in card
     assert not_said not in card
 
