@@ -113,21 +113,23 @@ def _produce(
     v_at = v_ptr + dims[None, :]
     tiles = listing[1] + 2 * pairs
     whole = 0 if RAGGED else listing[2] // _BLOCK_N
-    # K runs a tile ahead of V: a consumer wants it first, and the next tile's K does not wait for a place of V.
+    # With halves K runs a tile ahead of V: then the K that a consumer wants next does not wait until the other has made
+    # room for a V. Without them that only costs time.
+    AHEAD: gl.constexpr = 1 if HALVES else 0
     _, index = _keys(listing, 0, rows, HALVES, KEYS, RAGGED)
     for tile in range(0, whole):
         index_smem.index(tile & 1).store(index)
         _, index = _keys(listing, tile + 1, rows, HALVES, KEYS, RAGGED)
         _gather(k_at, k_row, index_smem, tile, k_ring, LAYOUT, WIDE, False)
-        if tile > 0:
-            _gather(v_at, v_row, index_smem, tile - 1, v_ring, LAYOUT, WIDE, False)
-    for tile in range(whole, tiles + 1):
+        if tile >= AHEAD:
+            _gather(v_at, v_row, index_smem, tile - AHEAD, v_ring, LAYOUT, WIDE, False)
+    for tile in range(whole, tiles + AHEAD):
         index_smem.index(tile & 1).store(index)
         _, index = _keys(listing, tile + 1, rows, HALVES, KEYS, RAGGED)
         if tile < tiles:
             _gather(k_at, k_row, index_smem, tile, k_ring, LAYOUT, WIDE, True)
-        if tile > 0:
-            _gather(v_at, v_row, index_smem, tile - 1, v_ring, LAYOUT, WIDE, True)
+        if tile >= AHEAD:
+            _gather(v_at, v_row, index_smem, tile - AHEAD, v_ring, LAYOUT, WIDE, True)
 
 
 @gluon.jit
