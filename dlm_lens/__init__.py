@@ -27,6 +27,7 @@ _NAMES: dict[str, str | None] = {
     "Dense": "dlm_lens.policies",
     "RandomColumns": "dlm_lens.policies",
     "PulseCol": "dlm_lens.policies",
+    "SparseD": "dlm_lens.policies",
     "capture": "dlm_lens.recording",
     "ColumnMass": "dlm_lens.recording",
     "PooledMap": "dlm_lens.recording",

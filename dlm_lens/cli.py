@@ -15,7 +15,7 @@ if TYPE_CHECKING:
     from dlm_lens.policies import Policy
     from dlm_lens.samplers import Sampler
 
-POLICIES = {"dense": "Dense", "pulsecol": "PulseCol", "random": "RandomColumns"}
+POLICIES = {"dense": "Dense", "pulsecol": "PulseCol", "sparsed": "SparseD", "random": "RandomColumns"}
 SAMPLERS = {
     "low-confidence": "LowConfidence",
     "threshold": "Threshold",
@@ -180,6 +180,8 @@ def _policy(name: str, sparsity: float | None) -> Policy:
         return getattr(dl, POLICIES[name])()
     if name == "dense":
         raise ValueError(f"--sparsity {sparsity} needs a sparse policy: {', '.join(list(POLICIES)[1:])}")
+    if name == "sparsed":
+        return dl.SparseD(select=round(1 - sparsity, 12))  # which names what is kept
     return getattr(dl, POLICIES[name])(sparsity=sparsity)
 
 

@@ -61,11 +61,20 @@ def test_explore_writes_one_file(trace_path, tmp_path, capsys):
 
 def test_compare_prints_and_writes_the_table(tmp_path, capsys):
     out = tmp_path / "compare.csv"
-    command = ["compare", *RUN, "--policies", "dense,pulsecol,random", "--sparsity", "0.5", "--out", str(out)]
+    command = [
+        "compare",
+        *RUN,
+        "--policies",
+        "dense,pulsecol,sparsed,random",
+        "--sparsity",
+        "0.5",
+        "--out",
+        str(out),
+    ]
     assert main(command) == 0
     text = capsys.readouterr().out
     assert "speed-up" in text
-    assert list(pd.read_csv(out)["policy"]) == ["Dense", "PulseCol 50%", "Random columns 50%"]
+    assert list(pd.read_csv(out)["policy"]) == ["Dense", "PulseCol 50%", "SparseD 50%", "Random columns 50%"]
 
 
 def test_prompt_is_read_from_standard_input(tmp_path, monkeypatch):

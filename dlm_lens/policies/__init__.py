@@ -5,6 +5,7 @@ from dlm_lens.policies.columns import ColumnPattern
 from dlm_lens.policies.dense import Dense
 from dlm_lens.policies.pulsecol import PulseCol
 from dlm_lens.policies.random_columns import RandomColumns
+from dlm_lens.policies.sparsed import SparseD
 
 __all__ = [
     "ColumnPattern",
@@ -14,5 +15,6 @@ __all__ = [
     "PulseCol",
     "RandomColumns",
     "RunInfo",
+    "SparseD",
     "StepPlan",
 ]

@@ -1,4 +1,5 @@
-"""Column sparsity, shared by several policies: groups of neighbouring queries with one list of keys each.
+"""Sparsity by lists, shared by several policies: groups of neighbouring queries with one list of keys, or of
+blocks of keys, each.
 
 Groups and keys are counted from a sample's first valid position, and the budget is a share of its valid
 length: a left-padded sample is treated exactly as if it were alone, which is also why kernels need not know
@@ -11,6 +12,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 
 import torch
+from dlm_kernels.block_sparse_attention import block_sparse_attention
 from dlm_kernels.column_sparse_attention import column_sparse_attention
 from dlm_kernels.retained_mass import retained_mass
 from dlm_kernels.share_columns import SharedColumns, share_columns
@@ -78,11 +80,15 @@ class ColumnLists:
 
 @dataclass(frozen=True)
 class ColumnPattern:
-    """The keys that each (sample, head, group of ``group_size`` neighbouring queries) of a layer keeps."""
+    """The keys that each (sample, head, group of ``group_size`` neighbouring queries) of a layer keeps.
+
+    With a ``block_size`` above 1 lists name blocks of so many keys, and groups are as large as blocks.
+    """
 
     lists: tuple[ColumnLists, ...]
     group_size: int
     length: int
+    block_size: int = 1
 
     @classmethod
     def build(
@@ -92,34 +98,36 @@ class ColumnPattern:
         start: Tensor | None,
         group_size: int,
         length: int,
+        block_size: int = 1,
     ) -> ColumnPattern:
         """The pattern whose ``(columns, counts)`` of every span are what ``select`` returns for it."""
         lists = tuple(
-            ColumnLists.build(span, *select(span), group_size, length - span.first)
+            ColumnLists.build(span, *select(span), group_size, -(-(length - span.first) // block_size))
             for span in spans_of(start)
         )
-        return cls(lists, group_size, length)
+        return cls(lists, group_size, length, block_size)
 
     @property
     def density(self) -> float:
-        """Kept keys as a share of the valid ones, mean over samples, heads and groups."""
-        shares = [c.counts.double().mean(dim=(1, 2)) / (self.length - c.span.first) for c in self.lists]
+        """Kept keys (or blocks) as a share of the valid ones, mean over samples, heads and groups."""
+        there = [-(-(self.length - c.span.first) // self.block_size) for c in self.lists]
+        shares = [c.counts.double().mean(dim=(1, 2)) / n for c, n in zip(self.lists, there, strict=True)]
         return float(torch.cat(shares).mean())
 
     def attend(self, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
         """Softmax attention over the kept keys only, [B, H, L, D]; rows of padding are zero."""
-        outputs = [
-            column_sparse_attention(
-                c.span.of(q), c.span.of(k), c.span.of(v), *c.arguments, group_size=self.group_size
-            )
-            for c in self.lists
-        ]
+        outputs = [self._attend(c, c.span.of(q), c.span.of(k), c.span.of(v)) for c in self.lists]
         if len(outputs) == 1 and self.lists[0].span.first == 0:
             return outputs[0]
         out = q.new_zeros(q.shape[0], q.shape[2], q.shape[1], v.shape[3]).transpose(1, 2)
         for c, part in zip(self.lists, outputs, strict=True):
             c.span.of(out).copy_(part)
         return out
+
+    def _attend(self, lists: ColumnLists, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+        if self.block_size > 1:
+            return block_sparse_attention(q, k, v, *lists.arguments, block_size=self.block_size)
+        return column_sparse_attention(q, k, v, *lists.arguments, group_size=self.group_size)
 
     def retained_mass(self, q: Tensor, k: Tensor, *, lse: Tensor | None = None) -> tuple[Tensor, Tensor]:
         """Share of the dense attention that falls on the kept keys: mean and minimum over valid queries.
@@ -132,6 +140,7 @@ class ColumnPattern:
                 c.span.of(k),
                 *c.arguments,
                 group_size=self.group_size,
+                block_size=self.block_size,
                 lse=None if lse is None else c.span.of(lse),
             )
             for c in self.lists
