@@ -28,6 +28,8 @@ _NAMES: dict[str, str | None] = {
     "RandomColumns": "dlm_lens.policies",
     "PulseCol": "dlm_lens.policies",
     "SparseD": "dlm_lens.policies",
+    "SlidingWindow": "dlm_lens.policies",
+    "StreamingLLM": "dlm_lens.policies",
     "capture": "dlm_lens.recording",
     "ColumnMass": "dlm_lens.recording",
     "PooledMap": "dlm_lens.recording",

@@ -98,7 +98,7 @@ def demo(
     steps: int = 64,
     context: int = 2048,
     compare_steps: int = 16,
-    questions: int = 16,
+    questions: int = 8,
     repeats: int = 1,
 ) -> None:
     """Write ``trace.zarr``, ``explorer.html``, ``sinks.png``, ``compare.csv`` and ``compare.png`` to ``out``.

@@ -5,6 +5,7 @@ from dlm_lens.policies.columns import ColumnPattern
 from dlm_lens.policies.dense import Dense
 from dlm_lens.policies.pulsecol import PulseCol
 from dlm_lens.policies.random_columns import RandomColumns
+from dlm_lens.policies.sliding_window import SlidingWindow, StreamingLLM
 from dlm_lens.policies.sparsed import SparseD
 
 __all__ = [
@@ -15,6 +16,8 @@ __all__ = [
     "PulseCol",
     "RandomColumns",
     "RunInfo",
+    "SlidingWindow",
     "SparseD",
     "StepPlan",
+    "StreamingLLM",
 ]

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
 import torch
 from dlm_kernels.block_sparse_attention import block_sparse_attention
@@ -17,6 +18,11 @@ from dlm_kernels.column_sparse_attention import column_sparse_attention
 from dlm_kernels.retained_mass import retained_mass
 from dlm_kernels.share_columns import SharedColumns, share_columns
 from torch import Tensor
+
+from dlm_lens.policies.base import PolicyRun, StepPlan
+
+if TYPE_CHECKING:
+    from dlm_lens.attention import StepContext
 
 
 def check_columns(sparsity: float, group_size: int) -> None:
@@ -146,3 +152,30 @@ class ColumnPattern:
             for c in self.lists
         ]
         return torch.cat([mean for mean, _ in parts]), torch.cat([minimum for _, minimum in parts])
+
+
+class FixedColumnsRun(PolicyRun):
+    """The run of a policy whose lists are made once per layer, before the first step, and never change.
+
+    ``choose`` gets the queries [rows, H, L, D] of a span and returns its ``(columns, counts)``.
+    """
+
+    def __init__(self, choose: Callable[[Tensor], tuple[Tensor, Tensor]], group_size: int) -> None:
+        self._choose, self._group_size = choose, group_size
+        self._patterns: dict[int, ColumnPattern] = {}
+
+    def plan(self, step: int, tokens: Tensor) -> StepPlan:
+        return StepPlan(step, "sparse")
+
+    def attend(self, layer: int, q: Tensor, k: Tensor, v: Tensor, context: StepContext) -> Tensor:
+        if layer not in self._patterns:
+            self._patterns[layer] = ColumnPattern.build(
+                lambda span: self._choose(span.of(q)),
+                start=context.start,
+                group_size=self._group_size,
+                length=k.shape[2],
+            )
+        return self._patterns[layer].attend(q, k, v)
+
+    def pattern(self, layer: int) -> ColumnPattern | None:
+        return self._patterns[layer]

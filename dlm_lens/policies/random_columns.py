@@ -8,9 +8,8 @@ import torch
 from dlm_kernels.select_columns import select_columns
 from torch import Tensor
 
-from dlm_lens.attention import StepContext
-from dlm_lens.policies.base import Policy, PolicyRun, RunInfo, StepPlan
-from dlm_lens.policies.columns import ColumnPattern, check_columns, column_budget
+from dlm_lens.policies.base import Policy, PolicyRun, RunInfo
+from dlm_lens.policies.columns import FixedColumnsRun, check_columns, column_budget
 
 # Random scores of a layer are drawn for as many groups at a time as fit into this many bytes.
 _DRAW_BYTES = 64 << 20
@@ -44,43 +43,19 @@ class RandomColumns(Policy):
     def start(self, info: RunInfo) -> PolicyRun:
         if info.spec.causal:
             raise ValueError(f"{self.label} draws from all keys, but {info.spec.name!r} is causal")
-        return _RandomColumnsRun(self, info)
+        generator = torch.Generator(info.device).manual_seed(self.seed + info.seed)
+        return FixedColumnsRun(lambda q: self._draw(q, generator), self.group_size)
 
-
-class _RandomColumnsRun(PolicyRun):
-    def __init__(self, policy: RandomColumns, info: RunInfo) -> None:
-        self._policy = policy
-        self._generator = torch.Generator(info.device).manual_seed(policy.seed + info.seed)
-        self._patterns: dict[int, ColumnPattern] = {}
-
-    def plan(self, step: int, tokens: Tensor) -> StepPlan:
-        return StepPlan(step, "sparse")
-
-    def attend(self, layer: int, q: Tensor, k: Tensor, v: Tensor, context: StepContext) -> Tensor:
-        if layer not in self._patterns:
-            self._patterns[layer] = ColumnPattern.build(
-                lambda span: self._draw(span.of(q)),
-                start=context.start,
-                group_size=self._policy.group_size,
-                length=k.shape[2],
-            )
-        return self._patterns[layer].attend(q, k, v)
-
-    def pattern(self, layer: int) -> ColumnPattern | None:
-        return self._patterns[layer]
-
-    def _draw(self, q: Tensor) -> tuple[Tensor, Tensor]:
+    def _draw(self, q: Tensor, generator: torch.Generator) -> tuple[Tensor, Tensor]:
         """Random lists for queries [rows, H, L, D], one of round((1 − sparsity) · L) keys for each group."""
         rows, heads, length, _ = q.shape
-        budget = column_budget(self._policy.sparsity, length)
-        groups = -(-length // self._policy.group_size)
+        budget = column_budget(self.sparsity, length)
+        groups = -(-length // self.group_size)
         at_once = max(1, _DRAW_BYTES // (4 * rows * heads * length))
         pieces = []
         for first in range(0, groups, at_once):
             shape = rows, heads, min(at_once, groups - first), length
-            scores = 1 - torch.rand(
-                shape, generator=self._generator, device=q.device
-            )  # a zero is never selected
+            scores = 1 - torch.rand(shape, generator=generator, device=q.device)  # a zero is never selected
             pieces.append(select_columns(scores, budget))
         columns, counts = zip(*pieces, strict=True)
         return torch.cat(columns, dim=2), torch.cat(counts, dim=2)

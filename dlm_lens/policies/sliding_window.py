@@ -1,0 +1,93 @@
+"""A sliding window, alone or behind the first keys of the sequence: baselines that choose by place only."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from dlm_lens.policies.base import Policy, PolicyRun, RunInfo
+from dlm_lens.policies.columns import FixedColumnsRun, check_columns, column_budget
+
+
+@dataclass(frozen=True)
+class SlidingWindow(Policy):
+    """The keys nearest to each group of queries: what locality alone is worth.
+
+    Every group of ``group_size`` neighbouring queries keeps the round((1 − sparsity) · L) consecutive keys centred on
+    it, moved inwards at both ends of the sequence; ``L`` counts a sample's valid positions. All heads, layers and
+    steps keep the same. Unlike a causal window it looks both ways.
+    """
+
+    sparsity: float = 0.8
+    group_size: int = 32
+
+    def __post_init__(self) -> None:
+        check_columns(self.sparsity, self.group_size)
+
+    @property
+    def label(self) -> str:
+        return f"Sliding window {100 * self.sparsity:g}%"
+
+    @property
+    def density(self) -> float:
+        return 1 - self.sparsity
+
+    def start(self, info: RunInfo) -> PolicyRun:
+        if info.spec.causal:
+            raise ValueError(f"{self.label} looks both ways, but {info.spec.name!r} is causal")
+        return FixedColumnsRun(lambda q: windows(q, self.group_size, self.sparsity, 0), self.group_size)
+
+
+@dataclass(frozen=True)
+class StreamingLLM(Policy):
+    """The first ``sinks`` keys and a sliding window, at the same budget (arXiv 2309.17453).
+
+    As :class:`SlidingWindow`, but of every group's round((1 − sparsity) · L) keys the first ``sinks`` of the sequence
+    are always some, for autoregressive models gather their sinks there. Diffusion models mostly do not: the
+    comparison shows what a fixed set of sinks is worth to them. The paper's cache is causal and keeps a window of
+    fixed size; here the budget decides, so that policies compare at equal cost.
+    """
+
+    sparsity: float = 0.8
+    sinks: int = 4
+    group_size: int = 32
+
+    def __post_init__(self) -> None:
+        check_columns(self.sparsity, self.group_size)
+        if self.sinks < 0:
+            raise ValueError(f"sinks={self.sinks} must not be negative")
+
+    @property
+    def label(self) -> str:
+        return f"StreamingLLM {100 * self.sparsity:g}%"
+
+    @property
+    def density(self) -> float:
+        return 1 - self.sparsity
+
+    def start(self, info: RunInfo) -> PolicyRun:
+        if info.spec.causal:
+            raise ValueError(f"{self.label} looks both ways, but {info.spec.name!r} is causal")
+        return FixedColumnsRun(
+            lambda q: windows(q, self.group_size, self.sparsity, self.sinks), self.group_size
+        )
+
+
+def windows(q: Tensor, group_size: int, sparsity: float, sinks: int) -> tuple[Tensor, Tensor]:
+    """Lists int32 [rows, H, groups, K] of the first ``sinks`` keys and of consecutive ones around each group, for
+    queries ``q`` [rows, H, L, D], and their counts int32 [rows, H, groups]."""
+    rows, heads, length, _ = q.shape
+    budget = column_budget(sparsity, length)
+    sinks = min(sinks, budget)
+    window = budget - sinks
+    begin = torch.arange(0, length, group_size, device=q.device)
+    last = (begin + group_size - 1).clamp_max(length - 1)
+    # Twice the distance from the window's middle to the group's is least; ties go to the lower window.
+    first = ((begin + last - window + 1) // 2).clamp(sinks, length - window)
+    around = first[:, None] + torch.arange(window, device=q.device)
+    always = torch.arange(sinks, device=q.device).expand(len(begin), sinks)
+    columns = torch.cat([always, around], dim=1).int().expand(rows, heads, -1, -1).contiguous()
+    counts = torch.full(columns.shape[:3], budget, dtype=torch.int32, device=q.device)
+    return columns, counts
