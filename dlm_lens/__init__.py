@@ -28,6 +28,7 @@ _NAMES: dict[str, str | None] = {
     "RandomColumns": "dlm_lens.policies",
     "PulseCol": "dlm_lens.policies",
     "SparseD": "dlm_lens.policies",
+    "OracleColumns": "dlm_lens.policies",
     "SlidingWindow": "dlm_lens.policies",
     "StreamingLLM": "dlm_lens.policies",
     "capture": "dlm_lens.recording",

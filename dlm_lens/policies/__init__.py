@@ -3,6 +3,7 @@
 from dlm_lens.policies.base import Policy, PolicyRun, RunInfo, StepPlan
 from dlm_lens.policies.columns import ColumnPattern
 from dlm_lens.policies.dense import Dense
+from dlm_lens.policies.oracle_columns import OracleColumns
 from dlm_lens.policies.pulsecol import PulseCol
 from dlm_lens.policies.random_columns import RandomColumns
 from dlm_lens.policies.sliding_window import SlidingWindow, StreamingLLM
@@ -11,6 +12,7 @@ from dlm_lens.policies.sparsed import SparseD
 __all__ = [
     "ColumnPattern",
     "Dense",
+    "OracleColumns",
     "Policy",
     "PolicyRun",
     "PulseCol",

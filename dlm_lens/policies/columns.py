@@ -14,8 +14,10 @@ from typing import TYPE_CHECKING
 
 import torch
 from dlm_kernels.block_sparse_attention import block_sparse_attention
+from dlm_kernels.column_scores import column_scores
 from dlm_kernels.column_sparse_attention import column_sparse_attention
 from dlm_kernels.retained_mass import retained_mass
+from dlm_kernels.select_columns import select_columns
 from dlm_kernels.share_columns import SharedColumns, share_columns
 from torch import Tensor
 
@@ -23,6 +25,8 @@ from dlm_lens.policies.base import PolicyRun, StepPlan
 
 if TYPE_CHECKING:
     from dlm_lens.attention import StepContext
+
+_TINY = torch.finfo(torch.float32).tiny
 
 
 def check_columns(sparsity: float, group_size: int) -> None:
@@ -55,6 +59,23 @@ def spans_of(start: Tensor | None) -> list[Span]:
     if start is None:
         return [Span(slice(None), 0)]
     return [Span(slice(b, b + 1), first) for b, first in enumerate(start.tolist())]
+
+
+def best_columns(
+    span: Span, q: Tensor, k: Tensor, group_size: int, sparsity: float, lse: Tensor | None = None
+) -> tuple[Tensor, Tensor]:
+    """The columns of one span with the highest mean of the dense attention of each group's queries.
+
+    ``q`` [B, H, L, D], ``k`` [B, Hkv, L, D]; ``lse`` [B, H, L], the dense log-sum-exp, where it is known. Returns
+    lists int32 [rows, H, groups, K], ascending, ties going to the lower key, and their counts.
+    """
+    q, k, lse = span.of(q), span.of(k), None if lse is None else span.of(lse)
+    budget = column_budget(sparsity, k.shape[2])
+    pieces = column_scores(q, k, group_size=group_size, lse=lse)
+    # A probability that underflows to zero must not cost a column: zero scores are never selected.
+    best = (select_columns(scores.clamp_min_(_TINY), budget) for _, scores in pieces)
+    columns, counts = zip(*best, strict=True)
+    return torch.cat(columns, dim=2), torch.cat(counts, dim=2)
 
 
 @dataclass(frozen=True)

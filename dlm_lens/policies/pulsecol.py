@@ -4,16 +4,11 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-import torch
-from dlm_kernels.column_scores import column_scores
-from dlm_kernels.select_columns import select_columns
 from torch import Tensor
 
 from dlm_lens.attention import StepContext, dense_attention_and_lse
 from dlm_lens.policies.base import Policy, PolicyRun, RunInfo, StepPlan
-from dlm_lens.policies.columns import ColumnPattern, check_columns, column_budget
-
-_TINY = torch.finfo(torch.float32).tiny
+from dlm_lens.policies.columns import ColumnPattern, best_columns, check_columns
 
 
 @dataclass(frozen=True)
@@ -99,7 +94,7 @@ class _PulseColRun(PolicyRun):
         context.lse = lse
         self._patterns.pop(layer, None)  # the old lists must not take memory beside the new ones
         self._patterns[layer] = ColumnPattern.build(
-            lambda span: self._select(span.of(q), span.of(k), None if lse is None else span.of(lse)),
+            lambda span: best_columns(span, q, k, self._policy.group_size, self._policy.sparsity, lse),
             start=context.start,
             group_size=self._policy.group_size,
             length=k.shape[2],
@@ -108,11 +103,3 @@ class _PulseColRun(PolicyRun):
 
     def pattern(self, layer: int) -> ColumnPattern | None:
         return None if self._refreshing else self._patterns[layer]
-
-    def _select(self, q: Tensor, k: Tensor, lse: Tensor | None) -> tuple[Tensor, Tensor]:
-        budget = column_budget(self._policy.sparsity, k.shape[2])
-        pieces = column_scores(q, k, group_size=self._policy.group_size, lse=lse)
-        # A probability that underflows to zero must not cost a column: zero scores are never selected.
-        best = (select_columns(scores.clamp_min_(_TINY), budget) for _, scores in pieces)
-        columns, counts = zip(*best, strict=True)
-        return torch.cat(columns, dim=2), torch.cat(counts, dim=2)
