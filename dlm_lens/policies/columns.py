@@ -10,7 +10,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, ClassVar
 
 import torch
 from dlm_kernels.block_sparse_attention import block_sparse_attention
@@ -21,7 +21,7 @@ from dlm_kernels.select_columns import select_columns
 from dlm_kernels.share_columns import SharedColumns, share_columns
 from torch import Tensor
 
-from dlm_lens.policies.base import PolicyRun, StepPlan
+from dlm_lens.policies.base import Policy, PolicyRun, RunInfo, StepPlan
 
 if TYPE_CHECKING:
     from dlm_lens.attention import StepContext
@@ -29,17 +29,40 @@ if TYPE_CHECKING:
 _TINY = torch.finfo(torch.float32).tiny
 
 
-def check_columns(sparsity: float, group_size: int) -> None:
-    """Raise ValueError unless these can be parameters of a column-sparse policy."""
-    if not 0 <= sparsity < 1:
-        raise ValueError(f"sparsity={sparsity} must be in [0, 1): the share of keys that is left out")
-    if group_size < 1:
-        raise ValueError(f"group_size={group_size} must be at least 1 query")
-
-
 def column_budget(sparsity: float, keys: int) -> int:
     """Columns kept of ``keys``: round((1 − sparsity) · keys), at least 1."""
     return max(1, round((1 - sparsity) * keys))
+
+
+@dataclass(frozen=True)
+class ColumnPolicy(Policy):
+    """A policy in which each group of ``group_size`` neighbouring queries keeps round((1 − sparsity) · L) keys."""
+
+    sparsity: float = 0.8
+    group_size: int = 32
+    title: ClassVar[str]
+
+    def __post_init__(self) -> None:
+        if not 0 <= self.sparsity < 1:
+            raise ValueError(
+                f"sparsity={self.sparsity} must be in [0, 1): the share of keys that is left out"
+            )
+        if self.group_size < 1:
+            raise ValueError(f"group_size={self.group_size} must be at least 1 query")
+
+    @property
+    def label(self) -> str:
+        return f"{self.title} {100 * self.sparsity:g}%"
+
+    @property
+    def density(self) -> float:
+        return 1 - self.sparsity
+
+
+def refuse_causal(policy: Policy, info: RunInfo) -> None:
+    """Raise ValueError for a causal model: keys are chosen on both sides of a query."""
+    if info.spec.causal:
+        raise ValueError(f"{policy.label} chooses keys on both sides, but {info.spec.name!r} is causal")
 
 
 @dataclass(frozen=True)

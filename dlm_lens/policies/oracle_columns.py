@@ -7,12 +7,12 @@ from dataclasses import dataclass
 from torch import Tensor
 
 from dlm_lens.attention import StepContext
-from dlm_lens.policies.base import Policy, PolicyRun, RunInfo, StepPlan
-from dlm_lens.policies.columns import ColumnPattern, best_columns, check_columns
+from dlm_lens.policies.base import PolicyRun, RunInfo, StepPlan
+from dlm_lens.policies.columns import ColumnPattern, ColumnPolicy, best_columns, refuse_causal
 
 
 @dataclass(frozen=True)
-class OracleColumns(Policy):
+class OracleColumns(ColumnPolicy):
     """The best columns of every group at every step: how good a frozen pattern could be if it never aged.
 
     Scores, groups and budget are those of :class:`PulseCol`, but the columns of a step come from the dense attention
@@ -20,23 +20,10 @@ class OracleColumns(Policy):
     speed; what a policy with the same budget loses beside it is what its schedule or its choice costs.
     """
 
-    sparsity: float = 0.8
-    group_size: int = 32
-
-    def __post_init__(self) -> None:
-        check_columns(self.sparsity, self.group_size)
-
-    @property
-    def label(self) -> str:
-        return f"Oracle columns {100 * self.sparsity:g}%"
-
-    @property
-    def density(self) -> float:
-        return 1 - self.sparsity
+    title = "Oracle columns"
 
     def start(self, info: RunInfo) -> PolicyRun:
-        if info.spec.causal:
-            raise ValueError(f"{self.label} scores bidirectional attention, but {info.spec.name!r} is causal")
+        refuse_causal(self, info)
         return _OracleColumnsRun(self)
 
 

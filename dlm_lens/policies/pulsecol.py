@@ -7,12 +7,12 @@ from dataclasses import dataclass
 from torch import Tensor
 
 from dlm_lens.attention import StepContext, dense_attention_and_lse
-from dlm_lens.policies.base import Policy, PolicyRun, RunInfo, StepPlan
-from dlm_lens.policies.columns import ColumnPattern, best_columns, check_columns
+from dlm_lens.policies.base import PolicyRun, RunInfo, StepPlan
+from dlm_lens.policies.columns import ColumnPattern, ColumnPolicy, best_columns, refuse_causal
 
 
 @dataclass(frozen=True)
-class PulseCol(Policy):
+class PulseCol(ColumnPolicy):
     """Small groups of queries share few keys, chosen from the true attention at a few early refresh steps.
 
     ``group_size`` G neighbouring queries form a group. The score of key j for group g of head h is the mean
@@ -32,13 +32,12 @@ class PulseCol(Policy):
     Source: arXiv 2605.20813, sections on column-sparse selection and refresh schedule.
     """
 
-    sparsity: float = 0.8
-    group_size: int = 32
+    title = "PulseCol"
     refresh_count: int = 16
     refresh_window: float = 0.3
 
     def __post_init__(self) -> None:
-        check_columns(self.sparsity, self.group_size)
+        super().__post_init__()
         if self.refresh_count < 1:
             raise ValueError(
                 f"refresh_count={self.refresh_count} must be at least 1: the first step refreshes"
@@ -56,14 +55,6 @@ class PulseCol(Policy):
         """The published settings for Dream: 8 refreshes."""
         return cls(sparsity=sparsity, refresh_count=8)
 
-    @property
-    def label(self) -> str:
-        return f"PulseCol {100 * self.sparsity:g}%"
-
-    @property
-    def density(self) -> float:
-        return 1 - self.sparsity
-
     def refresh_steps(self, steps: int) -> tuple[int, ...]:
         """The steps, counted from 0, that run dense and rebuild the columns in a run of ``steps``."""
         window = max(1, int(self.refresh_window * steps + 1e-9))  # 0.3 · 10 must not become 2
@@ -71,8 +62,7 @@ class PulseCol(Policy):
         return tuple(i * window // count for i in range(count))
 
     def start(self, info: RunInfo) -> PolicyRun:
-        if info.spec.causal:
-            raise ValueError(f"{self.label} scores bidirectional attention, but {info.spec.name!r} is causal")
+        refuse_causal(self, info)
         return _PulseColRun(self, info)
 
 

@@ -8,15 +8,15 @@ import torch
 from dlm_kernels.select_columns import select_columns
 from torch import Tensor
 
-from dlm_lens.policies.base import Policy, PolicyRun, RunInfo
-from dlm_lens.policies.columns import FixedColumnsRun, check_columns, column_budget
+from dlm_lens.policies.base import PolicyRun, RunInfo
+from dlm_lens.policies.columns import ColumnPolicy, FixedColumnsRun, column_budget, refuse_causal
 
 # Random scores of a layer are drawn for as many groups at a time as fit into this many bytes.
 _DRAW_BYTES = 64 << 20
 
 
 @dataclass(frozen=True)
-class RandomColumns(Policy):
+class RandomColumns(ColumnPolicy):
     """PulseCol's budget spent on keys drawn at random, so that what choosing them adds can be told.
 
     Every (layer, head, group of ``group_size`` neighbouring queries) keeps its own round((1 − sparsity) ·
@@ -25,24 +25,11 @@ class RandomColumns(Policy):
     draw depends on ``seed`` and on the seed of the run.
     """
 
-    sparsity: float = 0.8
-    group_size: int = 32
+    title = "Random columns"
     seed: int = 0
 
-    def __post_init__(self) -> None:
-        check_columns(self.sparsity, self.group_size)
-
-    @property
-    def label(self) -> str:
-        return f"Random columns {100 * self.sparsity:g}%"
-
-    @property
-    def density(self) -> float:
-        return 1 - self.sparsity
-
     def start(self, info: RunInfo) -> PolicyRun:
-        if info.spec.causal:
-            raise ValueError(f"{self.label} draws from all keys, but {info.spec.name!r} is causal")
+        refuse_causal(self, info)
         generator = torch.Generator(info.device).manual_seed(self.seed + info.seed)
         return FixedColumnsRun(lambda q: self._draw(q, generator), self.group_size)
 

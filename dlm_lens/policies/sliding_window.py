@@ -7,12 +7,12 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from dlm_lens.policies.base import Policy, PolicyRun, RunInfo
-from dlm_lens.policies.columns import FixedColumnsRun, check_columns, column_budget
+from dlm_lens.policies.base import PolicyRun, RunInfo
+from dlm_lens.policies.columns import ColumnPolicy, FixedColumnsRun, column_budget, refuse_causal
 
 
 @dataclass(frozen=True)
-class SlidingWindow(Policy):
+class SlidingWindow(ColumnPolicy):
     """The keys nearest to each group of queries: what locality alone is worth.
 
     Every group of ``group_size`` neighbouring queries keeps the round((1 − sparsity) · L) consecutive keys centred on
@@ -20,28 +20,15 @@ class SlidingWindow(Policy):
     steps keep the same. Unlike a causal window it looks both ways.
     """
 
-    sparsity: float = 0.8
-    group_size: int = 32
-
-    def __post_init__(self) -> None:
-        check_columns(self.sparsity, self.group_size)
-
-    @property
-    def label(self) -> str:
-        return f"Sliding window {100 * self.sparsity:g}%"
-
-    @property
-    def density(self) -> float:
-        return 1 - self.sparsity
+    title = "Sliding window"
 
     def start(self, info: RunInfo) -> PolicyRun:
-        if info.spec.causal:
-            raise ValueError(f"{self.label} looks both ways, but {info.spec.name!r} is causal")
+        refuse_causal(self, info)
         return FixedColumnsRun(lambda q: windows(q, self.group_size, self.sparsity, 0), self.group_size)
 
 
 @dataclass(frozen=True)
-class StreamingLLM(Policy):
+class StreamingLLM(ColumnPolicy):
     """The first ``sinks`` keys and a sliding window, at the same budget (arXiv 2309.17453).
 
     As :class:`SlidingWindow`, but of every group's round((1 − sparsity) · L) keys the first ``sinks`` of the sequence
@@ -50,26 +37,16 @@ class StreamingLLM(Policy):
     fixed size; here the budget decides, so that policies compare at equal cost.
     """
 
-    sparsity: float = 0.8
+    title = "StreamingLLM"
     sinks: int = 4
-    group_size: int = 32
 
     def __post_init__(self) -> None:
-        check_columns(self.sparsity, self.group_size)
+        super().__post_init__()
         if self.sinks < 0:
             raise ValueError(f"sinks={self.sinks} must not be negative")
 
-    @property
-    def label(self) -> str:
-        return f"StreamingLLM {100 * self.sparsity:g}%"
-
-    @property
-    def density(self) -> float:
-        return 1 - self.sparsity
-
     def start(self, info: RunInfo) -> PolicyRun:
-        if info.spec.causal:
-            raise ValueError(f"{self.label} looks both ways, but {info.spec.name!r} is causal")
+        refuse_causal(self, info)
         return FixedColumnsRun(
             lambda q: windows(q, self.group_size, self.sparsity, self.sinks), self.group_size
         )

@@ -12,7 +12,7 @@ from torch.nn.functional import pad
 
 from dlm_lens.attention import StepContext, dense_attention, dense_attention_and_lse
 from dlm_lens.policies.base import Policy, PolicyRun, RunInfo, StepPlan
-from dlm_lens.policies.columns import ColumnPattern, Span
+from dlm_lens.policies.columns import ColumnPattern, Span, refuse_causal
 
 _TINY = torch.finfo(torch.float32).tiny
 
@@ -80,8 +80,7 @@ class SparseD(Policy):
         return int(self.skip * steps + 1e-9) + 1  # 0.3 · 10 must not become 2
 
     def start(self, info: RunInfo) -> PolicyRun:
-        if info.spec.causal:
-            raise ValueError(f"{self.label} scores bidirectional attention, but {info.spec.name!r} is causal")
+        refuse_causal(self, info)
         return _SparseDRun(self, info)
 
 

@@ -52,6 +52,6 @@ def test_refuses_what_cannot_work():
     with pytest.raises(ValueError, match=r"sparsity=1\.0 must be in"):
         dl.OracleColumns(1.0)
     twin = dl.random_model("ar", hidden=32, heads=4, vocab=64)
-    with pytest.raises(ValueError, match="scores bidirectional attention, but 'random-ar' is causal"):
+    with pytest.raises(ValueError, match="chooses keys on both sides, but 'random-ar' is causal"):
         dl.denoise(twin, torch.arange(5), gen_length=4, policy=dl.OracleColumns(), progress=False)
     assert (dl.OracleColumns(0.5).label, dl.OracleColumns(0.5).density) == ("Oracle columns 50%", 0.5)

@@ -67,7 +67,7 @@ def test_refuse_what_cannot_work(policy):
     with pytest.raises(ValueError, match=r"sparsity=1\.0 must be in"):
         policy(sparsity=1.0)
     twin = dl.random_model("ar", hidden=32, heads=4, vocab=64)
-    with pytest.raises(ValueError, match="looks both ways, but 'random-ar' is causal"):
+    with pytest.raises(ValueError, match="chooses keys on both sides, but 'random-ar' is causal"):
         dl.denoise(twin, torch.arange(5), gen_length=4, policy=policy(), progress=False)
 
 

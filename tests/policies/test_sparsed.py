@@ -201,5 +201,5 @@ def test_refuses_impossible_parameters(options, message):
 
 
 def test_refuses_causal_models():
-    with pytest.raises(ValueError, match="scores bidirectional attention, but 'random-ar' is causal"):
+    with pytest.raises(ValueError, match="chooses keys on both sides, but 'random-ar' is causal"):
         dl.SparseD().start(info(family="ar"))
