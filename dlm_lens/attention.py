@@ -161,7 +161,7 @@ def _cudnn(q: Tensor, k: Tensor, v: Tensor, scale: float | None) -> tuple[Tensor
     out, lse, *_ = torch.ops.aten._scaled_dot_product_cudnn_attention(
         q, k, v, None, True, 0.0, False, False, scale=scale
     )
-    return out, lse.view(q.shape[:3])
+    return out, lse.reshape(q.shape[:3])
 
 
 def _sdpa(

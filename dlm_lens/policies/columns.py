@@ -84,6 +84,14 @@ def spans_of(start: Tensor | None) -> list[Span]:
     return [Span(slice(b, b + 1), first) for b, first in enumerate(start.tolist())]
 
 
+def select_best(scores: Tensor, count: int) -> tuple[Tensor, Tensor]:
+    """The ``count`` highest of mean probabilities ``scores`` [..., n], which are overwritten, as lists and counts.
+
+    A probability that underflows to zero must not cost a place: the kernel never selects a zero.
+    """
+    return select_columns(scores.clamp_min_(_TINY), count)
+
+
 def best_columns(
     span: Span, q: Tensor, k: Tensor, group_size: int, sparsity: float, lse: Tensor | None = None
 ) -> tuple[Tensor, Tensor]:
@@ -95,9 +103,7 @@ def best_columns(
     q, k, lse = span.of(q), span.of(k), None if lse is None else span.of(lse)
     budget = column_budget(sparsity, k.shape[2])
     pieces = column_scores(q, k, group_size=group_size, lse=lse)
-    # A probability that underflows to zero must not cost a column: zero scores are never selected.
-    best = (select_columns(scores.clamp_min_(_TINY), budget) for _, scores in pieces)
-    columns, counts = zip(*best, strict=True)
+    columns, counts = zip(*(select_best(scores, budget) for _, scores in pieces), strict=True)
     return torch.cat(columns, dim=2), torch.cat(counts, dim=2)
 
 

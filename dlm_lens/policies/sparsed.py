@@ -6,15 +6,12 @@ from dataclasses import dataclass
 
 import torch
 from dlm_kernels.column_scores import column_scores
-from dlm_kernels.select_columns import select_columns
 from torch import Tensor
 from torch.nn.functional import pad
 
 from dlm_lens.attention import StepContext, dense_attention, dense_attention_and_lse
 from dlm_lens.policies.base import Policy, PolicyRun, RunInfo, StepPlan
-from dlm_lens.policies.columns import ColumnPattern, Span, refuse_causal
-
-_TINY = torch.finfo(torch.float32).tiny
+from dlm_lens.policies.columns import ColumnPattern, Span, refuse_causal, select_best
 
 
 @dataclass(frozen=True)
@@ -147,8 +144,7 @@ class _SparseDRun(PolicyRun):
 def _best(scores: Tensor, share: float) -> Tensor:
     """bool like ``scores``: the int(n · share) + 1 highest of n along the last dimension."""
     blocks = scores.shape[-1]
-    # A probability that underflows to zero must not cost a block: zero scores are never selected.
-    chosen, _ = select_columns(scores.clamp_min(_TINY), min(int(blocks * share + 1e-9) + 1, blocks))
+    chosen, _ = select_best(scores, min(int(blocks * share + 1e-9) + 1, blocks))
     return torch.zeros_like(scores, dtype=torch.bool).scatter_(-1, chosen.long(), True)
 
 
