@@ -65,7 +65,9 @@ def flex_blocks(q: Tensor, k: Tensor, v: Tensor, blocks: Tensor, block_size: int
     indices[..., :width] = blocks
     mask = BlockMask.from_kv_blocks(*none, counts, indices, BLOCK_SIZE=block_size)
     compiled = _compiled_flex()
-    return lambda: compiled(q, k, v, block_mask=mask)
+    # Its own choice of tile is 128 wide, which it then refuses for smaller blocks.
+    tile = {"BLOCK_M": block_size, "BLOCK_N": block_size} if block_size < 128 else None
+    return lambda: compiled(q, k, v, block_mask=mask, kernel_options=tile)
 
 
 def flex_columns(q: Tensor, k: Tensor, v: Tensor, columns: Tensor, group_size: int) -> Callable[[], Tensor]:

@@ -64,7 +64,8 @@ def assert_attends(
     exact = torch.softmax(scores, -1).nan_to_num(0.0) @ v.double()
     seen = kept.any(-1, keepdim=True)
     mask = None if kept.all() else kept
-    packed = (x.contiguous() for x in (q, k, v))
+    # Fresh copies: ``contiguous()`` leaves odd strides where a dimension is 1, which some backends refuse.
+    packed = (x.clone(memory_format=torch.contiguous_format) for x in (q, k, v))
     # Of the backends only this one takes rows of any size.
     odd = sdpa_kernel(SDPBackend.MATH) if q.shape[-1] % 8 else nullcontext()
     with odd:
