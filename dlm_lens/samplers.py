@@ -18,23 +18,35 @@ from torch import Tensor
 
 @dataclass(frozen=True)
 class Candidates:
-    """What a sampler decides upon at one step; ``n`` is the length of the generation region.
+    """What a sampler decides upon at one step: ``m`` positions of a generation region of ``gen_length``.
 
-    ``open`` bool [B, n] marks the positions not decided yet. ``logits`` [B, m, V] belong to the ``m``
-    positions that :meth:`Sampler.positions` asked for.
+    ``logits`` [B, m, V] predict the tokens at ``positions`` LongTensor [B, m], which count from the beginning of the
+    region and ascend; ``open`` bool [B, m] marks those that may be committed. ``undecided`` LongTensor [B] counts the
+    masked positions of the whole region, of which a policy may have left out some.
     """
 
     step: int
     steps: int
+    gen_length: int
+    positions: Tensor
     open: Tensor
+    undecided: Tensor
     logits: Tensor
     generator: torch.Generator
+
+    @classmethod
+    def everywhere(
+        cls, step: int, steps: int, open: Tensor, logits: Tensor, generator: torch.Generator
+    ) -> Candidates:
+        """All positions of a region, of which those in ``open`` bool [B, n] are masked."""
+        positions = torch.arange(open.shape[1], device=open.device).expand(open.shape)
+        return cls(step, steps, open.shape[1], positions, open, open.sum(-1), logits, generator)
 
 
 @dataclass(frozen=True)
 class Commitment:
-    """The outcome of a step: ``tokens`` LongTensor [B, n], of which those where ``where`` bool [B, n] is
-    True are committed."""
+    """The outcome of a step, for the positions of :class:`Candidates`: ``tokens`` LongTensor [B, m], of which those
+    where ``where`` bool [B, m] is True are committed."""
 
     tokens: Tensor
     where: Tensor
@@ -45,8 +57,6 @@ class Sampler(ABC):
 
     causal: ClassVar[bool] = False
     """Whether it drives an autoregressive model; all others need a diffusion model with a mask token."""
-    ends_early: ClassVar[bool] = False
-    """Whether a run ends as soon as nothing is masked, ``steps`` being only an upper bound."""
 
     def check(self, gen_length: int, steps: int) -> None:
         """Raise ValueError, saying what would do, if the sampler cannot fill ``gen_length`` in
@@ -99,23 +109,24 @@ class LowConfidence(Sampler):
             )
 
     def commit(self, at: Candidates) -> Commitment:
-        per_block = at.steps * self.block_length // at.open.shape[1]
+        per_block = at.steps * self.block_length // at.gen_length
         first = at.step // per_block * self.block_length
-        block = slice(first, first + self.block_length)
         share, remainder = divmod(self.block_length, per_block)
         count = share + (at.step % per_block < remainder)
 
-        logits, masked = at.logits[:, block], at.open[:, block]
+        block = (at.positions >= first) & (at.positions < first + self.block_length)
+        near = block.any(0)  # draws must not depend on what lies outside the block
+        logits, masked = at.logits[:, near], (at.open & block)[:, near]
         proposal = _draw(logits, self.temperature, at.generator)
         if self.remasking == "random":
             shape, device = proposal.shape, proposal.device
             confidence = torch.rand(shape, generator=at.generator, device=device, dtype=torch.float64)
         else:
             confidence = _probability(logits, proposal)
-        tokens = torch.zeros_like(at.open, dtype=torch.long)
+        tokens = torch.zeros_like(at.positions)
         where = torch.zeros_like(at.open)
-        tokens[:, block] = proposal
-        where[:, block] = _best(confidence, masked, count)
+        tokens[:, near] = proposal
+        where[:, near] = _best(confidence, masked, count)
         return Commitment(tokens, where)
 
 
@@ -134,8 +145,6 @@ class Threshold(Sampler):
     threshold: float = 0.9
     block_length: int = 32
 
-    ends_early: ClassVar[bool] = True
-
     def __post_init__(self) -> None:
         _check_block_length(self.block_length)
         if not 0 < self.threshold <= 1:
@@ -145,11 +154,10 @@ class Threshold(Sampler):
         proposal = at.logits.argmax(-1)
         if at.step == at.steps - 1:
             return Commitment(proposal, at.open)
-        block = torch.arange(at.open.shape[1], device=at.open.device) // self.block_length
-        current = block[
-            at.open.int().argmax(-1)
-        ]  # of the first masked position; argmax takes the first of ties
-        eligible = at.open & (block == current[:, None])
+        block = at.positions // self.block_length
+        # Of the first masked position: argmax takes the first of ties.
+        current = block.gather(1, at.open.int().argmax(-1, keepdim=True))
+        eligible = at.open & (block == current)
         confidence = at.logits.new_zeros(at.open.shape, dtype=torch.float64)
         confidence[eligible] = _probability(at.logits[eligible], proposal[eligible])
         return Commitment(
@@ -216,7 +224,7 @@ class DreamSampler(Sampler):
             self.alg_temp
         ):  # the best of perturbed confidences are a draw without replacement from their softmax
             confidence = confidence / self.alg_temp - torch.log(-torch.log(uniform))
-        count = (at.open.sum(-1) * share.to(at.open.device)).int()
+        count = (at.undecided * share.to(at.open.device)).int()
         return _best(confidence, at.open, count)
 
     def _filtered(self, logits: Tensor) -> Tensor:
@@ -267,10 +275,7 @@ class LeftToRight(Sampler):
         return range(step, step + 1)
 
     def commit(self, at: Candidates) -> Commitment:
-        token = _draw(at.logits, self.temperature, at.generator)
-        where = torch.zeros_like(at.open)
-        where[:, at.step] = True
-        return Commitment(token.expand(at.open.shape), where)
+        return Commitment(_draw(at.logits, self.temperature, at.generator), torch.ones_like(at.open))
 
 
 def _draw(logits: Tensor, temperature: float, generator: torch.Generator) -> Tensor:

@@ -15,6 +15,13 @@ def lively(dlm):
     return dlm
 
 
+def never_masking(dlm):
+    """A lively model that never predicts the mask token, so that what is decided is decided."""
+    with torch.no_grad():
+        lively(dlm).model.lm_head.weight[dlm.spec.mask_id] = 0
+    return dlm
+
+
 @torch.no_grad()
 def predictions(dlm, tokens):
     """Logits [L, V] in float64 where row i predicts position i."""

@@ -9,7 +9,7 @@ import pytest
 import torch
 
 import dlm_lens as dl
-from dlm_lens.denoising import UNDECIDED
+from dlm_lens.denoising_loop import UNDECIDED
 from dlm_lens.errors import DlmLensError
 from tests import reference_samplers as reference
 

@@ -17,7 +17,7 @@ MODULES = sorted([*ROOT.glob("dlm_lens/**/*.py"), *ROOT.glob("kernels/dlm_kernel
 LAYERS = [
     {"errors", "trace", "trace_store", "trace_synthetic"},
     {"models", "attention"},
-    {"policies", "samplers", "denoising", "recording", "pruning"},
+    {"policies", "samplers", "denoising", "denoising_loop", "step_graphs", "recording", "pruning"},
     {"metrics", "measure"},
     {"plots", "explorer"},
     {"cli", "demo", "training"},

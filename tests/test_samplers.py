@@ -56,7 +56,7 @@ class TestLowConfidence:
     def test_confident_positions_are_told_apart_where_float32_would_tie(self):
         logits = torch.zeros(1, 2, 4)
         logits[0, :, 1] = torch.tensor([30.0, 40.0])
-        at = Candidates(0, 2, torch.ones(1, 2, dtype=torch.bool), logits, torch.Generator())
+        at = Candidates.everywhere(0, 2, torch.ones(1, 2, dtype=torch.bool), logits, torch.Generator())
         assert dl.LowConfidence(block_length=2).commit(at).where.tolist() == [[False, True]]
 
     @pytest.mark.parametrize(
@@ -122,7 +122,7 @@ class TestDreamSampler:
         probability = torch.tensor([0.25, 0.15, 0.5, 0.1])
         logits = probability.log().expand(1, 4000, 4)
         open_positions = torch.ones(1, 4000, dtype=torch.bool)
-        at = Candidates(0, 1, open_positions, logits, torch.Generator().manual_seed(0))
+        at = Candidates.everywhere(0, 1, open_positions, logits, torch.Generator().manual_seed(0))
         drawn = dl.DreamSampler(temperature=1.0, top_p=0.6).commit(at).tokens[0]
         torch.testing.assert_close(
             drawn.bincount(minlength=4) / 4000, torch.tensor([1 / 3, 0, 2 / 3, 0]), atol=0.03, rtol=0
@@ -131,7 +131,9 @@ class TestDreamSampler:
     def test_positions_are_drawn_with_alg_temp(self):
         """One of three positions is to be committed, whose confidences are 0.9, 0.5 and 0.5."""
         logits = torch.tensor([[[0.9, 0.1], [0.5, 0.5], [0.5, 0.5]]]).log().expand(4000, 3, 2)
-        at = Candidates(0, 2, torch.ones(4000, 3, dtype=torch.bool), logits, torch.Generator().manual_seed(0))
+        at = Candidates.everywhere(
+            0, 2, torch.ones(4000, 3, dtype=torch.bool), logits, torch.Generator().manual_seed(0)
+        )
         where = dl.DreamSampler(alg_temp=0.5).commit(at).where
         assert (where.sum(-1) == 1).all()
         expected = torch.tensor([0.9, 0.5, 0.5]).div(0.5).softmax(-1)
@@ -160,6 +162,8 @@ class TestLeftToRight:
 
     def test_draws_at_a_temperature(self):
         logits = torch.tensor([0.7, 0.3]).log().mul(2).expand(4000, 1, 2)  # at temperature 2: 0.7 and 0.3
-        at = Candidates(0, 1, torch.ones(4000, 1, dtype=torch.bool), logits, torch.Generator().manual_seed(0))
+        at = Candidates.everywhere(
+            0, 1, torch.ones(4000, 1, dtype=torch.bool), logits, torch.Generator().manual_seed(0)
+        )
         drawn = dl.LeftToRight(temperature=2.0).commit(at).tokens
         assert drawn.double().mean() == pytest.approx(0.3, abs=0.03)

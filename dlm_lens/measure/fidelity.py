@@ -34,8 +34,9 @@ _POSITIONS = 256
 class Fidelity:
     """A policy's predictions against dense ones on the states of the dense run.
 
-    ``steps`` has one row per step: step, kind (the policy's), masked (positions compared, over the batch), kl
-    (nats, mean KL(dense ‖ policy) over them), agreement (share of them with the same argmax).
+    ``steps`` has one row per step: step, kind (the policy's), masked (positions compared, over the batch: all that are
+    masked, or those of them that the policy predicts), kl (nats, mean KL(dense ‖ policy) over them), agreement (share
+    of them with the same argmax).
     ``retained_mass`` (step, layer, head) is the share of the dense attention that falls on the kept keys,
     mean over queries and samples; NaN where a step was dense.
     """
@@ -168,13 +169,16 @@ class _Shadow:
 
     def compare(self, step: int, tokens: Tensor, keep: range, dense: Tensor, masked: Tensor) -> None:
         """Predict at ``tokens`` [B, L] and compare with ``dense`` [B, n, V], the logits of ``keep``, where
-        ``masked`` bool [B, n]."""
+        ``masked`` bool [B, n], and where the policy predicts at all."""
         info = self._info
         plan = self._run.plan(step, tokens)
         logits = dense
         if not self._dense:
+            wanted = keep if plan.candidates is None else plan.candidates
             context = StepContext(step, plan, self._run, self, info.start, info.spec.causal)
-            logits = self._dlm.logits(tokens, start=info.start, keep=keep, context=context)
+            logits = self._dlm.logits(tokens, start=info.start, keep=wanted, context=context)
+            if isinstance(wanted, Tensor):
+                dense, masked = _at(wanted, keep, dense, masked)
         kl, same = _divergence(dense[masked], logits[masked])
         self._rows.append(
             {"step": step, "kind": plan.kind, "masked": int(masked.sum()), "kl": kl, "agreement": same}
@@ -205,7 +209,7 @@ class _Watcher(Sampler):
     """The dense run's sampler and recorder in one: it learns the state as one and the logits as the other."""
 
     def __init__(self, inner: Sampler, shadows: Sequence[_Shadow], prompt_length: int, bar: tqdm) -> None:
-        self.causal, self.ends_early = inner.causal, inner.ends_early  # type: ignore[misc]
+        self.causal = inner.causal  # type: ignore[misc]
         self._inner, self._shadows, self._prompt_length, self._bar = inner, shadows, prompt_length, bar
 
     def check(self, gen_length: int, steps: int) -> None:
@@ -229,10 +233,16 @@ class _Watcher(Sampler):
     def commit(self, at: Candidates) -> Commitment:
         first = self._prompt_length
         keep = range(first + self._positions.start, first + self._positions.stop)
-        masked = at.open[:, self._positions.start : self._positions.stop]
         for shadow in self._shadows:
-            shadow.compare(at.step, self._tokens, keep, at.logits, masked)
+            shadow.compare(at.step, self._tokens, keep, at.logits, at.open)
         return self._inner.commit(at)
+
+
+def _at(wanted: Tensor, keep: range, dense: Tensor, masked: Tensor) -> tuple[Tensor, Tensor]:
+    """``dense`` and ``masked`` at positions ``wanted`` LongTensor [B, m] instead of ``keep``; masked only inside."""
+    inside = (wanted >= keep.start) & (wanted < keep.stop)
+    index = (wanted - keep.start).clamp(0, len(keep) - 1)
+    return dense.gather(1, index[..., None].expand(-1, -1, dense.shape[-1])), masked.gather(1, index) & inside
 
 
 def _divergence(dense: Tensor, policy: Tensor) -> tuple[float, float]:

@@ -88,7 +88,7 @@ class DLM:
         tokens: Tensor,
         *,
         start: Tensor | None = None,
-        keep: range | None = None,
+        keep: range | Tensor | None = None,
         context: StepContext | None = None,
     ) -> Tensor:
         """Predictions for the tokens at chosen positions, from one forward pass.
@@ -98,8 +98,10 @@ class DLM:
         tokens : int64 ``[B, L]``.
         start : int64 ``[B]``, the first valid position of each row; what stands before is padding, gets no
             attention and no position of its own. None: no padding.
-        keep : the positions wanted, all by default; logits of other positions are never computed.
-        context : the policy run, plan and recorder of a denoising step. Without one attention is dense.
+        keep : the positions wanted, all by default, or int64 ``[B, m]`` where they differ by row; logits of other
+            positions are never computed. ``L`` stands for none: what is returned there means nothing.
+        context : the policy run, plan and recorder of a denoising step. Without one attention is dense. A plan may
+            compute part of the positions; ``keep`` must be among them.
 
         Returns
         -------
@@ -107,7 +109,11 @@ class DLM:
         at ``i − 1`` are shifted here, and their first valid position keeps its own.
         """
         length = tokens.shape[1]
+        computed = None if context is None else context.plan.queries
         positions = torch.arange(length, device=tokens.device)[None]
+        if computed is not None:
+            positions = computed.clamp_max(length - 1)
+            tokens = tokens.gather(1, positions)
         padding_mask = None
         if start is not None:
             if context is None:
@@ -120,18 +126,24 @@ class DLM:
             use_cache=False,
             lens=context,
         ).last_hidden_state
-        return self.model.lm_head(self._read(hidden, range(length) if keep is None else keep, start))
+        keep = range(length) if keep is None else keep
+        return self.model.lm_head(self._read(hidden, keep, computed, start))
 
-    def _read(self, hidden: Tensor, keep: range, start: Tensor | None) -> Tensor:
-        """The hidden states ``[B, len(keep), D]`` from which the positions in ``keep`` are predicted."""
-        if not self.spec.logit_shift:
-            return hidden[:, keep.start : keep.stop : keep.step]
-        wanted = torch.arange(keep.start, keep.stop, keep.step, device=hidden.device)
-        first = (
-            torch.zeros(hidden.shape[0], dtype=torch.long, device=hidden.device) if start is None else start
-        )
-        index = torch.where(wanted > first[:, None], wanted - 1, wanted)
-        return hidden.gather(1, index[..., None].expand(-1, -1, hidden.shape[-1]))
+    def _read(
+        self, hidden: Tensor, keep: range | Tensor, computed: Tensor | None, start: Tensor | None
+    ) -> Tensor:
+        """The hidden states ``[B, m, D]`` from which the positions in ``keep`` are predicted."""
+        if isinstance(keep, range):
+            if computed is None and not self.spec.logit_shift:
+                return hidden[:, keep.start : keep.stop : keep.step]
+            wanted = torch.arange(keep.start, keep.stop, keep.step, device=hidden.device)
+            keep = wanted.expand(hidden.shape[0], -1)
+        if self.spec.logit_shift:
+            first = keep.new_zeros(hidden.shape[0]) if start is None else start
+            keep = torch.where(keep > first[:, None], keep - 1, keep)
+        if computed is not None:
+            keep = torch.searchsorted(computed, keep.contiguous()).clamp_max(computed.shape[1] - 1)
+        return hidden.gather(1, keep[..., None].expand(-1, -1, hidden.shape[-1]))
 
     def encode(self, prompt: Any) -> Prompt:
         """Token ids of a prompt: a string, a list of strings, chat messages, token ids or a list of those.

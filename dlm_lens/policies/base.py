@@ -17,21 +17,38 @@ if TYPE_CHECKING:
     from dlm_lens.attention import StepContext
     from dlm_lens.models import Spec
     from dlm_lens.policies.columns import ColumnPattern
+    from dlm_lens.samplers import Sampler
 
 
 @dataclass(frozen=True)
 class StepPlan:
     """What one step computes and attends to.
 
-    ``kind`` is ``"dense"``, ``"refresh"`` (dense, and the pattern is rebuilt), ``"sparse"`` or
-    ``"cached"``. ``queries`` and ``keys`` are LongTensors of the positions computed and attended; None
+    ``kind`` is ``"dense"``, ``"refresh"`` (a pattern or a cache is rebuilt), ``"sparse"`` or ``"cached"``. A plan
+    that computes part of the positions names them in ``queries`` LongTensor [B, n], ascending, and among them those
+    whose tokens may be committed in ``candidates`` LongTensor [B, m]; rows with fewer are filled up with L, the length
+    of the sequence, which stands for nothing. ``keys`` is the most keys that a query of any row attends to. None
     stands for all.
     """
 
     step: int
     kind: str
     queries: Tensor | None = None
-    keys: Tensor | None = None
+    candidates: Tensor | None = None
+    keys: int | None = None
+
+
+@dataclass(frozen=True)
+class CachedPlan(StepPlan):
+    """The plan of a step that keeps keys and values: all that attention needs to know of it, as tensors.
+
+    ``slots`` LongTensor [B, n] says where in the cache each of the ``queries`` is kept, and ``lengths`` int32 [B] how
+    many slots, from the first, a row attends to. With ``whole``, every row computes all that it attends to.
+    """
+
+    slots: Tensor | None = None
+    lengths: Tensor | None = None
+    whole: bool = False
 
 
 @dataclass(frozen=True)
@@ -74,17 +91,29 @@ class Policy(ABC):
         """Share of the keys that a sparse step attends to; 1.0 for dense attention."""
         return 1.0
 
+    @property
+    def sampler(self) -> Sampler | None:
+        """The sampler that belongs to the method, used where none is asked for; None for the model's own."""
+        return None
+
 
 class PolicyRun(ABC):
     """What a policy remembers during one run. Steps come in order, and within a step the layers do."""
 
     @abstractmethod
     def plan(self, step: int, tokens: Tensor) -> StepPlan:
-        """The plan of ``step``, given the LongTensor [B, L] state that enters it."""
+        """The plan of ``step``, given the LongTensor [B, L] state that enters it, a row for each of the model's."""
 
     @abstractmethod
     def attend(self, layer: int, q: Tensor, k: Tensor, v: Tensor, context: StepContext) -> Tensor:
         """Output [B, H, Lq, D] of one layer for ``q`` [B, H, Lq, D] and ``k, v`` [B, Hkv, Lk, D]."""
+
+    def given_up(self, tokens: Tensor) -> Tensor | None:
+        """bool [B, L]: masked positions of the state ``tokens`` that are never to be decided; None for none.
+
+        They become end-of-text, and a run ends when nothing else is masked.
+        """
+        return None
 
     def pattern(self, layer: int) -> ColumnPattern | None:
         """What the current step kept in this layer, once it has attended; None if that was everything."""

@@ -9,7 +9,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from dlm_lens.denoising import UNDECIDED
+from dlm_lens.denoising_loop import UNDECIDED
 from dlm_lens.errors import TraceError
 from dlm_lens.recording.base import BinnedStatistic, LayerAttention, Statistic
 from dlm_lens.trace import Trace
