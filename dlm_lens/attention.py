@@ -57,6 +57,7 @@ class StepContext:
     lse: Tensor | None = None
 
 
+@torch.compiler.disable  # a policy is Python that decides; layers are compiled up to here and from here on
 def lens_attention(
     module: nn.Module,
     query: Tensor,
