@@ -94,20 +94,21 @@ def dense_attention(
     scale: float | None = None,
     start: Tensor | None = None,
     causal: bool = False,
+    backend: SDPBackend | None = None,
 ) -> Tensor:
     """Full softmax attention by the fastest backend present; the baseline that every policy is compared with.
 
     ``q`` is [B, H, Lq, D], ``k, v`` [B, Hkv, Lk, D] with ``Hkv`` dividing ``H``; ``start`` LongTensor [B]
     holds the first valid position of each sample. If ``causal``, fewer queries than keys are taken for the
     last positions; otherwise they may stand anywhere. Queries known to be padding return zeros. Scale is
-    ``D ** -0.5`` unless given. Returns [B, H, Lq, D].
+    ``D ** -0.5`` unless given. With a ``backend``, that one or ``RuntimeError``. Returns [B, H, Lq, D].
 
     Every padded sample attends over its own valid range, so no mask is built at all: masks cost more than the
     separate calls and would rule out the fastest backends.
     """
     starts = None if start is None else start.tolist()
     if starts is None or not any(starts):
-        return _sdpa(q, k, v, None, causal, scale)
+        return _sdpa(q, k, v, None, causal, scale, backend=backend)
     more_keys = k.shape[2] - q.shape[2]
     aligned = causal or more_keys == 0
     out = q.new_zeros(q.shape[0], q.shape[2], q.shape[1], v.shape[3]).transpose(1, 2)
@@ -118,7 +119,7 @@ def dense_attention(
             slice(first, None),
         )
         out[one, :, queries] = _sdpa(
-            q[one, :, queries], k[one, :, keys], v[one, :, keys], None, causal, scale
+            q[one, :, queries], k[one, :, keys], v[one, :, keys], None, causal, scale, backend=backend
         )
     return out
 
@@ -173,13 +174,14 @@ def _sdpa(
     causal: bool,
     scale: float | None,
     dropout: float = 0.0,
+    backend: SDPBackend | None = None,
 ) -> Tensor:
     queries, keys = q.shape[2], k.shape[2]
     if mask is not None or (causal and 1 < queries != keys):
         mask, causal = _full_mask(mask, causal, queries, keys, q.device), False
     causal = causal and queries > 1  # a single query is the last position: it sees every key
     grouped = q.shape[1] != k.shape[1]
-    with _fastest_backend(q):
+    with _fastest_backend(q) if backend is None else sdpa_kernel(backend):
         return F.scaled_dot_product_attention(
             q, k, v, attn_mask=mask, dropout_p=dropout, is_causal=causal, scale=scale, enable_gqa=grouped
         )

@@ -11,9 +11,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
-from torch.backends import cuda
 
 import dlm_lens
+from dlm_lens.policies.dense import BACKENDS, can_compute
 from dlm_lens.recording.provenance import git_revision
 
 if TYPE_CHECKING:
@@ -62,17 +62,17 @@ def dense_backend(dlm: DLM) -> str:
     """The backend that dense attention of this model runs on here: what every speed-up is relative to."""
     if dlm.device.type != "cuda":
         return f"SDPA ({dlm.device.type})"
-    spec, make = dlm.spec, {"device": dlm.device, "dtype": dlm.dtype}
-    q = torch.empty(1, spec.heads, 128, spec.head_dim, **make)  # type: ignore[call-overload]
-    k = torch.empty(1, spec.kv_heads, 128, spec.head_dim, **make)  # type: ignore[call-overload]
-    shapes = cuda.SDPAParams(q, k, k, None, 0.0, spec.causal, spec.heads != spec.kv_heads)
-    if cuda.can_use_cudnn_attention(shapes):
-        return "cuDNN"
-    if cuda.can_use_flash_attention(shapes):
-        return "FlashAttention-2"
-    if cuda.can_use_efficient_attention(shapes):
-        return "memory-efficient"
-    return "math"
+    return next(title for name, (_, title) in BACKENDS.items() if can_attend(dlm, name))
+
+
+def can_attend(dlm: DLM, backend: str) -> bool:
+    """Whether dense attention of this model, without padding, runs on one of ``BACKENDS`` on its GPU; False on a CPU."""
+    if dlm.device.type != "cuda":
+        return False
+    spec = dlm.spec
+    q = torch.empty(1, spec.heads, 128, spec.head_dim, device=dlm.device, dtype=dlm.dtype)
+    k = torch.empty(1, spec.kv_heads, 128, spec.head_dim, device=dlm.device, dtype=dlm.dtype)
+    return can_compute(backend, q, k, causal=spec.causal)
 
 
 def _installed(name: str) -> str | None:
