@@ -129,8 +129,8 @@ class Loop:
         plan = self.run.plan(step, entering.repeat(2, 1) if self.cfg_scale else entering)
         if self.recorder is not None:
             self.recorder.begin_step(step, entering, plan)
-        wanted = self._wanted(plan)
-        logits = self._logits(plan, wanted)
+        wanted = self.wanted(plan)
+        logits = self.predict(plan, wanted)
         if logits.isnan().any():
             raise DlmLensError(
                 f"step {step} of {self.steps}: the model returned NaN logits; check its weights and dtype"
@@ -151,14 +151,14 @@ class Loop:
         self.rows.append((step, plan.kind, ms, int(committed.sum())))
         self.tokens, self.committed_at = tokens, committed_at
 
-    def _wanted(self, plan: StepPlan) -> range | Tensor:
+    def wanted(self, plan: StepPlan) -> range | Tensor:
         """The positions [B, m] whose logits the sampler is to see; L stands for none."""
         if plan.candidates is not None:
             return plan.candidates[: len(self.tokens)]
         inside = self.sampler.positions(plan.step, self.tokens.shape[1] - self.prompt_length)
         return range(self.prompt_length + inside.start, self.prompt_length + inside.stop)
 
-    def _logits(self, plan: StepPlan, wanted: range | Tensor) -> Tensor:
+    def predict(self, plan: StepPlan, wanted: range | Tensor) -> Tensor:
         """Logits [B, m, V] of the positions ``wanted``, guided if asked for."""
         tokens, start = self.tokens, self.start
         if self.cfg_scale:
