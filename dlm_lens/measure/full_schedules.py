@@ -4,8 +4,8 @@ python -m dlm_lens.measure.full_schedules --lengths 16384 65536 --steps 1024 --c
 
 The weights are random, so this tells of speed only. A thousand steps at 64k tokens would take hours: each policy is run
 for as many steps as show every kind that it takes, and the total of a schedule is the sum over its kinds, marked
-``projected``. ``--check N`` really runs schedules of N steps at the first length, beside what the same times project for
-them. ``--window`` runs policies whose cost changes from step to step, whole, at ``--window-prompt`` tokens and
+``projected``. ``--check N`` really runs schedules of N steps at the first length, beside what the same times project.
+``--window`` runs policies whose cost changes from step to step, whole, at ``--window-prompt`` tokens and
 ``--window-gen`` generated ones.
 
 Layers are compiled (``DLM.compile``) for all alike, except in the first rows of each length.
