@@ -175,6 +175,7 @@ class Loop:
     def _commit(self, step: int, wanted: range | Tensor, logits: Tensor) -> tuple[Tensor, Tensor]:
         """The state after the sampler's choice, LongTensor [B, L], and where it changed, bool [B, L]."""
         batch, length = self.tokens.shape
+        whole = isinstance(wanted, range) and len(wanted) == length - self.prompt_length
         if isinstance(wanted, range):
             wanted = torch.arange(wanted.start, wanted.stop, device=self.tokens.device).expand(batch, -1)
         # One position more than there are, for the L that stands for none.
@@ -189,6 +190,7 @@ class Loop:
             undecided=still_open.sum(-1),
             logits=logits,
             generator=self.generator,
+            whole=whole,
         )
         chosen = self.sampler.commit(candidates)
         committed = torch.zeros_like(still_open).scatter_(1, wanted, chosen.where)[:, :-1]

@@ -22,7 +22,8 @@ class Candidates:
 
     ``logits`` [B, m, V] predict the tokens at ``positions`` LongTensor [B, m], which count from the beginning of the
     region and ascend; ``open`` bool [B, m] marks those that may be committed. ``undecided`` LongTensor [B] counts the
-    masked positions of the whole region, of which a policy may have left out some.
+    masked positions of the whole region, of which a policy may have left out some; with ``whole`` it has left out none,
+    and every row of ``positions`` is 0 … ``gen_length`` − 1.
     """
 
     step: int
@@ -33,6 +34,7 @@ class Candidates:
     undecided: Tensor
     logits: Tensor
     generator: torch.Generator
+    whole: bool
 
     @classmethod
     def everywhere(
@@ -40,7 +42,7 @@ class Candidates:
     ) -> Candidates:
         """All positions of a region, of which those in ``open`` bool [B, n] are masked."""
         positions = torch.arange(open.shape[1], device=open.device).expand(open.shape)
-        return cls(step, steps, open.shape[1], positions, open, open.sum(-1), logits, generator)
+        return cls(step, steps, open.shape[1], positions, open, open.sum(-1), logits, generator, whole=True)
 
 
 @dataclass(frozen=True)
@@ -115,7 +117,8 @@ class LowConfidence(Sampler):
         count = share + (at.step % per_block < remainder)
 
         block = (at.positions >= first) & (at.positions < first + self.block_length)
-        near = block.any(0)  # draws must not depend on what lies outside the block
+        # Draws must not depend on what lies outside the block.
+        near = slice(first, first + self.block_length) if at.whole else slice(None)
         logits, masked = at.logits[:, near], (at.open & block)[:, near]
         proposal = _draw(logits, self.temperature, at.generator)
         if self.remasking == "random":

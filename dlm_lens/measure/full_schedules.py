@@ -88,13 +88,14 @@ class Bench:
         self.run(few, length, count - 2)  # compiles, and touches the memory
         with peak_memory(self.dlm.device) as peak:
             timings = self.run(few, length, count)
-        ms = timings.groupby("kind")["ms"].median().to_dict()
+        row = self.row(policy, timings, length, peak[0], steps=steps, projected=True)
         plan = self.kinds(policy, length, steps)
-        more = {"steps": steps, "schedule": plan, "total_ms": _total(plan, ms), "projected": True}
-        return self.row(policy, timings, length, peak[0], **more)
+        return row | {"schedule": plan, "total_ms": _total(plan, row)}
 
     def kinds(self, policy: Policy, length: int, steps: int) -> dict[str, int]:
         """How many steps of each kind a schedule has."""
+        if isinstance(policy, dl.Dense):
+            return {"dense": steps}
         shape = {"prompt_length": length - self.gen_length, "gen_length": self.gen_length}
         return schedule(policy, self.dlm.spec, steps=steps, **shape).kinds
 
@@ -103,9 +104,8 @@ class Bench:
         with peak_memory(self.dlm.device) as peak:
             timings = self.run(policy, length, steps)
         plan = self.kinds(policy, length, steps)
-        projection = _total(plan, {kind: ms["median"] for kind, ms in projected["ms"].items()})
         more = {"steps": steps, "schedule": plan, "total_ms": float(timings["ms"].sum()), "projected": False}
-        return self.row(policy, timings, length, peak[0], projection_ms=projection, **more)
+        return self.row(policy, timings, length, peak[0], projection_ms=_total(plan, projected), **more)
 
     def whole(self, policy: Policy, length: int) -> Row:
         """A run of as many steps as tokens, after a short one that compiles."""
@@ -222,8 +222,9 @@ def measure(options: argparse.Namespace) -> dict[str, Any]:
     return {"provenance": provenance(dlm, seed=0), "rows": rows, "replays": replays}
 
 
-def _total(kinds: dict[str, int], ms: dict[str, float]) -> float:
-    return float(sum(number * ms[kind] for kind, number in kinds.items()))
+def _total(kinds: dict[str, int], row: Row) -> float:
+    """Milliseconds of so many steps of each kind at the medians of a row."""
+    return float(sum(number * row["ms"][kind]["median"] for kind, number in kinds.items()))
 
 
 def _forget(gpu: bool) -> None:

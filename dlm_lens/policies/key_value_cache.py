@@ -12,7 +12,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
-from dlm_kernels.cached_attention import cached_attention
+from dlm_kernels.cached_attention import cached_attention, store_in_cache
 from torch import Tensor
 
 from dlm_lens.attention import dense_attention
@@ -67,9 +67,7 @@ class KeyValueCache:
         assert plan.slots is not None
         assert plan.lengths is not None
         keys, values = self._kept(layer, k)
-        slots = plan.slots[:, None, :, None].expand(k.shape)
-        keys.scatter_(2, slots, k)
-        values.scatter_(2, slots, v)
+        store_in_cache(keys, values, plan.slots, k, v)
         if plan.whole:  # the same as below, by the fastest backend
             return dense_attention(q, k, v)
         return cached_attention(q, keys, values, plan.lengths)

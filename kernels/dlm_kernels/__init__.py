@@ -6,7 +6,7 @@ divides ``H``, and never makes a tensor of ``Lq · Lk`` over all heads. The pack
 
 from dlm_kernels.attention_statistics import AttentionStatistics, attention_statistics
 from dlm_kernels.block_sparse_attention import block_sparse_attention
-from dlm_kernels.cached_attention import cached_attention
+from dlm_kernels.cached_attention import cached_attention, store_in_cache
 from dlm_kernels.column_scores import column_scores
 from dlm_kernels.column_sparse_attention import column_sparse_attention
 from dlm_kernels.common import position_bins
@@ -26,4 +26,5 @@ __all__ = [
     "retained_mass",
     "select_columns",
     "share_columns",
+    "store_in_cache",
 ]

@@ -2,7 +2,7 @@
 
 import pytest
 import torch
-from dlm_kernels import cached_attention
+from dlm_kernels import cached_attention, store_in_cache
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -80,3 +80,31 @@ def test_a_graph_follows_lengths_and_keys():
         assert torch.equal(out, cached_attention(q, k, v, lengths))
         expected = cached_attention(q.float(), k.float(), v.float(), lengths, impl="reference")
         torch.testing.assert_close(out.float(), expected, atol=2e-2, rtol=2e-2)
+
+
+@pytest.mark.parametrize("impl", IMPLS)
+@pytest.mark.parametrize("kv_heads", [1, 3])
+def test_fresh_rows_go_to_their_slots_and_nowhere_else(impl, kv_heads):
+    cache = torch.randn(2, 2, kv_heads, 12, 20, device=DEVICE)
+    fresh = torch.randn(2, 2, 5, kv_heads, 20, device=DEVICE).transpose(2, 3)
+    slots = torch.tensor([[3, 0, 11, 7, 4], [9, 10, 1, 2, 5]], device=DEVICE)
+    expected = cache.clone()
+    for part in range(2):
+        for b in range(2):
+            for i, slot in enumerate(slots[b].tolist()):
+                expected[part, b, :, slot] = fresh[part, b, :, i]
+    store_in_cache(*cache, slots, *fresh, impl=impl)
+    assert torch.equal(cache, expected)
+
+
+@pytest.mark.parametrize(
+    ("slots", "message"),
+    [
+        (torch.tensor([[1, 8, 2]]), "slots must lie in 0 … 7, got 1 … 8"),
+        (torch.tensor([[1, 2]]), r"slots must be integers of shape \(1, 3\), got torch.int64 \(1, 2\)"),
+    ],
+)
+def test_refuses_slots_that_do_not_fit(slots, message):
+    cache, fresh = torch.zeros(1, 2, 8, 16), torch.randn(1, 2, 3, 16)
+    with pytest.raises(ValueError, match=message):
+        store_in_cache(cache, cache.clone(), slots, fresh, fresh)

@@ -14,7 +14,8 @@ PROMPT = torch.tensor([3, 17, 42, 8, 25, 11, 60, 5, 9])
 @pytest.fixture(scope="module", params=["llada", "dream"])
 def dlm(request):
     shape = {"kv_heads": 2} if request.param == "dream" else {}
-    return never_masking(dl.random_model(request.param, layers=2, hidden=32, heads=4, vocab=64, **shape))
+    size = {"layers": 2, "hidden": 32, "heads": 4, "vocab": 64, "device": "cpu"}
+    return never_masking(dl.random_model(request.param, **size, **shape))
 
 
 def tokens_of(dlm, policy, prompt=PROMPT, gen_length=24, **options):

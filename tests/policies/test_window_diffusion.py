@@ -15,7 +15,8 @@ PROMPT = torch.tensor([3, 17, 42, 8, 25, 11, 60, 5, 9])
 @pytest.fixture(scope="module", params=["llada", "dream"])
 def dlm(request):
     shape = {"kv_heads": 2} if request.param == "dream" else {}
-    return never_masking(dl.random_model(request.param, layers=2, hidden=32, heads=4, vocab=64, **shape))
+    size = {"layers": 2, "hidden": 32, "heads": 4, "vocab": 64, "device": "cpu"}
+    return never_masking(dl.random_model(request.param, **size, **shape))
 
 
 def tokens_of(dlm, policy, prompt=PROMPT, gen_length=24, steps=24, **options):
@@ -187,12 +188,24 @@ def test_presets_and_labels():
 
 
 @pytest.mark.gpu
-def test_graphs_give_the_same_tokens():
-    """On a GPU cached steps are replayed from graphs; a recorder-free CPU run launches every kernel."""
-    model = never_masking(dl.random_model("llada", layers=2, hidden=64, heads=4, vocab=64, device="cpu"))
-    policy = dl.WindowDiffusion(active=4, window=10, refresh_cycle=9, early_stop=False)
-    expected = tokens_of(model, policy, gen_length=40, steps=40)
-    assert torch.equal(tokens_of(model.to("cuda"), policy, gen_length=40, steps=40), expected)
+@pytest.mark.parametrize("family", ["llada", "dream"])
+@pytest.mark.parametrize(
+    "policy",
+    [
+        dl.WindowDiffusion(active=4, window=10, refresh_cycle=9, early_stop=False),
+        dl.FastDLLM(block=8, threshold=0.05),
+        dl.FastDLLM(block=8, dual=False, threshold=0.05),
+    ],
+    ids=lambda policy: policy.label,
+)
+def test_graphs_give_the_same_tokens(family, policy):
+    """On a GPU cached steps are replayed from graphs; on the CPU every step runs as it is written."""
+    model = never_masking(dl.random_model(family, layers=2, hidden=64, heads=4, vocab=64, device="cpu"))
+    prompts = [PROMPT, PROMPT[:4], PROMPT[2:]]
+    options = {"policy": policy, "gen_length": 32, "progress": False}
+    expected = dl.denoise(model, prompts, **options).tokens
+    assert torch.equal(dl.denoise(model.to("cuda"), prompts, **options).tokens, expected)
+    assert torch.equal(dl.denoise(model.compile(), prompts, **options).tokens, expected)
 
 
 def test_context_is_all_that_attention_reads(dlm):

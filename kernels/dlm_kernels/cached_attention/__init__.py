@@ -3,10 +3,10 @@
 import torch
 from torch import Tensor
 
-from dlm_kernels.cached_attention.reference import attend_to_cache
+from dlm_kernels.cached_attention.reference import attend_to_cache, put_in_slots
 from dlm_kernels.common import check_heads, check_scale, choose, debug_checks
 
-__all__ = ["cached_attention"]
+__all__ = ["cached_attention", "store_in_cache"]
 
 
 def cached_attention(
@@ -50,3 +50,38 @@ def cached_attention(
 
         return cached_attention_op(q, k, v, lengths.int(), scale)
     return attend_to_cache(q, k, v, lengths, scale)
+
+
+def store_in_cache(
+    k_cache: Tensor, v_cache: Tensor, slots: Tensor, k: Tensor, v: Tensor, *, impl: str = "auto"
+) -> None:
+    """Put fresh keys and values into their slots of a cache, in place.
+
+    Parameters
+    ----------
+    k_cache, v_cache : [B, Hkv, C, D]
+    slots : integer [B, n], 0 … C − 1: where row i of ``k`` and ``v`` goes; of several that go to one slot any stays
+    k, v : [B, Hkv, n, D]
+    impl : "auto", "triton" or "reference"
+
+    Raises ``ValueError`` for shapes or types that do not fit, and for slots out of range on a CPU or in debug mode.
+    """
+    impl = choose("store_in_cache", impl, k, "k")
+    check_heads(k, k_cache, v_cache)
+    if k.shape[1] != k_cache.shape[1] or v.shape != k.shape or v.dtype != k.dtype:
+        raise ValueError(
+            f"k {tuple(k.shape)} and v {tuple(v.shape)} must agree, and in heads with the cache {tuple(k_cache.shape)}"
+        )
+    if slots.shape != (k.shape[0], k.shape[2]) or slots.dtype not in (torch.int32, torch.int64):
+        raise ValueError(
+            f"slots must be integers of shape {(k.shape[0], k.shape[2])}, got {slots.dtype} {tuple(slots.shape)}"
+        )
+    if debug_checks(slots):
+        low, high = (int(bound) for bound in torch.aminmax(slots))
+        if low < 0 or high >= k_cache.shape[2]:
+            raise ValueError(f"slots must lie in 0 … {k_cache.shape[2] - 1}, got {low} … {high}")
+    if impl == "triton":
+        from dlm_kernels.cached_attention.triton_cached import store_op
+
+        return store_op(k_cache, v_cache, slots, k, v)
+    return put_in_slots(k_cache, v_cache, slots, k, v)

@@ -15,3 +15,10 @@ def attend_to_cache(q: Tensor, k: Tensor, v: Tensor, lengths: Tensor, scale: flo
             grouped = q.shape[1] != k.shape[1]
             out[one] = scaled_dot_product_attention(q[one], keys, values, scale=scale, enable_gqa=grouped)
     return out
+
+
+def put_in_slots(k_cache: Tensor, v_cache: Tensor, slots: Tensor, k: Tensor, v: Tensor) -> None:
+    """``cache[b, h, slots[b, i]] = fresh[b, h, i]`` for keys and for values."""
+    index = slots.long()[:, None, :, None].expand(k.shape)
+    k_cache.scatter_(2, index, k)
+    v_cache.scatter_(2, index, v)

@@ -8,7 +8,7 @@ from torch import Tensor
 from dlm_kernels.common import LOG2_E
 from dlm_kernels.launch import head_strides, padded_dim
 
-_PIECE = 256  # keys per program where there are few queries
+_PIECE = 128  # keys per program where there are few queries
 _MOST_PIECES = 32
 _FEW_QUERIES = (
     256  # beyond, queries alone fill the chip, and sums of pieces would take more memory than the cache
@@ -120,6 +120,65 @@ def join_kernel(
     out_ptr += (at // heads) * out_batch + (at % heads) * out_head
     out_at = out_ptr + rows[:, None].to(tl.int64) * out_row + dims[None, :]
     tl.store(out_at, out.to(out_ptr.dtype.element_ty), mask=wanted)
+
+
+@triton.jit
+def store_kernel(
+    k_cache_ptr,
+    v_cache_ptr,
+    slots_ptr,  # int [B, n]
+    k_ptr,
+    v_ptr,
+    cache_batch,
+    cache_head,
+    cache_row,
+    k_batch,
+    k_head,
+    k_row,
+    v_batch,
+    v_head,
+    v_row,
+    fresh,
+    HEADS: tl.constexpr,
+    BLOCK_H: tl.constexpr,
+    DIM: tl.constexpr,
+    BLOCK_D: tl.constexpr,
+):
+    """One position of one row of the batch: all heads of its key and its value."""
+    row, batch = tl.program_id(0).to(tl.int64), tl.program_id(1).to(tl.int64)
+    slot = tl.load(slots_ptr + batch * fresh + row).to(tl.int64)
+    heads, dims = tl.arange(0, BLOCK_H)[:, None].to(tl.int64), tl.arange(0, BLOCK_D)[None, :]
+    there = (heads < HEADS) & (dims < DIM)
+    to = batch * cache_batch + heads * cache_head + slot * cache_row + dims
+    k = tl.load(k_ptr + batch * k_batch + heads * k_head + row * k_row + dims, mask=there)
+    v = tl.load(v_ptr + batch * v_batch + heads * v_head + row * v_row + dims, mask=there)
+    tl.store(k_cache_ptr + to, k, mask=there)
+    tl.store(v_cache_ptr + to, v, mask=there)
+
+
+@torch.library.custom_op("dlm_kernels::store_in_cache", mutates_args=("k_cache", "v_cache"))
+def store_op(k_cache: Tensor, v_cache: Tensor, slots: Tensor, k: Tensor, v: Tensor) -> None:
+    k, v = (t if t.stride(-1) == 1 else t.contiguous() for t in (k, v))
+    batch, heads, fresh, dim = k.shape
+    if k_cache.stride() != v_cache.stride() or k_cache.stride(-1) != 1:
+        raise ValueError(
+            f"the caches must lie in memory alike, got {k_cache.stride()} and {v_cache.stride()}"
+        )
+    store_kernel[(fresh, batch)](
+        k_cache,
+        v_cache,
+        slots.contiguous(),
+        k,
+        v,
+        *head_strides(k_cache),
+        *head_strides(k),
+        *head_strides(v),
+        fresh,
+        HEADS=heads,
+        BLOCK_H=triton.next_power_of_2(heads),
+        DIM=dim,
+        BLOCK_D=padded_dim(dim),
+    )
 
 
 @torch.library.custom_op("dlm_kernels::cached_attention", mutates_args=())
