@@ -19,6 +19,7 @@ import torch
 
 import dlm_lens as dl
 from dlm_lens.measure.environment import provenance
+from dlm_lens.measure.shapes import SHAPES
 from dlm_lens.measure.speed import peak_memory
 from dlm_lens.recording.memory import format_bytes
 
@@ -26,30 +27,6 @@ if TYPE_CHECKING:
     import pandas as pd
 
     from dlm_lens.models import DLM
-
-# The published models' shapes, and one for a laptop.
-SHAPES: dict[str, dict[str, Any]] = {
-    "llada-8b": {
-        "family": "llada",
-        "layers": 32,
-        "hidden": 4096,
-        "heads": 32,
-        "mlp": 12288,
-        "vocab": 126464,
-        "dtype": torch.bfloat16,
-    },
-    "dream-7b": {
-        "family": "dream",
-        "layers": 28,
-        "hidden": 3584,
-        "heads": 28,
-        "kv_heads": 4,
-        "mlp": 18944,
-        "vocab": 152064,
-        "dtype": torch.bfloat16,
-    },
-    "tiny": {"family": "llada", "layers": 8, "hidden": 256, "heads": 8, "mlp": 704, "vocab": 4096},
-}
 
 
 @dataclass(frozen=True)
@@ -64,6 +41,22 @@ class Cost:
         """Mean over the steps of a kind."""
         chosen = [ms for step_kind, ms in self.steps if step_kind == kind]
         return sum(chosen) / len(chosen)
+
+
+def build(shape: str, tokens: int) -> DLM:
+    """A model of a published shape with random weights for so many positions: in bf16, the small one in float32."""
+    spec = SHAPES[shape]
+    return dl.random_model(
+        spec.family,
+        layers=spec.layers,
+        hidden=spec.hidden,
+        heads=spec.heads,
+        kv_heads=spec.kv_heads,
+        mlp=spec.mlp,
+        vocab=spec.vocab,
+        max_length=tokens,
+        dtype=torch.float32 if shape == "tiny" else torch.bfloat16,
+    )
 
 
 def measure(dlm: DLM, tokens: int, gen_length: int, steps: int) -> list[Cost]:
@@ -134,7 +127,7 @@ def main(arguments: list[str] | None = None) -> int:
         parser.error(
             f"--tokens must exceed the {options.gen_length} that are generated, got {options.tokens}"
         )
-    dlm = dl.random_model(**SHAPES[options.shape], max_length=options.tokens)
+    dlm = build(options.shape, options.tokens)
     costs = measure(dlm, options.tokens, options.gen_length, options.steps)
     print(f"{options.shape} at {options.tokens:,} tokens, all layers and heads, {options.steps} steps")
     print(describe(costs))
