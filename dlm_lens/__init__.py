@@ -3,7 +3,8 @@
 A prompt goes to :func:`denoise`, which asks a policy for a plan of each step and runs the model once; in every
 layer the attention function hands ``q, k, v`` to the policy and, while capturing, to a recorder that reduces
 them to statistics at once. :func:`capture` returns those statistics as a :class:`Trace`; ``metrics`` and
-``plots`` read traces, :func:`explore` shows one, and :func:`compare` measures policies against dense attention.
+``plots`` read traces, :func:`explore` shows one, and :func:`compare` measures policies against dense attention;
+:func:`schedule` tells beforehand what they can save.
 
 Names are loaded on first use, so importing the package costs neither PyTorch nor widget code.
 """
@@ -42,6 +43,7 @@ _NAMES: dict[str, str | None] = {
     "open_trace": "dlm_lens.trace",
     "synthetic_trace": "dlm_lens.trace_synthetic",
     "compare": "dlm_lens.measure",
+    "schedule": "dlm_lens.measure",
     "explore": "dlm_lens.explorer",
     "metrics": None,
     "plots": None,

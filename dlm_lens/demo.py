@@ -138,7 +138,8 @@ def demo(
     dl.plots.speedup(table).figure.savefig(out / "compare.png", dpi=150, bbox_inches="tight")
     print("\n" + measure.format_summary(table))
     baseline = f"Baseline: {table['backend'][0]}, {table.attrs['provenance']['cpu']}."
-    share = measure.schedule(dl.Dense(), dlm.spec, prompt_length=prompt.shape[1], **run).attention_share
+    plan = dl.schedule(dl.Dense(), compare_steps, dlm, prompt_length=prompt.shape[1], gen_length=gen_length)
+    share = plan.attention_share
     print("\n" + textwrap.fill(f"{baseline} {LEGEND.format(length=context, share=share)}", WIDTH))
     print(f"\nLook at (in {out}/):")
     for name, what in FILES.items():

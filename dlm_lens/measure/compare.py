@@ -5,6 +5,8 @@ from __future__ import annotations
 import math
 from collections import Counter
 from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass
+from os import PathLike
 from typing import TYPE_CHECKING, Any
 
 import pandas as pd
@@ -12,17 +14,27 @@ from tqdm.auto import tqdm
 
 from dlm_lens.denoising import default_sampler
 from dlm_lens.measure import tasks as task_module
-from dlm_lens.measure.environment import provenance
-from dlm_lens.measure.fidelity import Fidelity, walk
-from dlm_lens.measure.schedule import schedule_of
+from dlm_lens.measure.audit import Audit, audit_names, reopened
+from dlm_lens.measure.audit import audit as run_audit
+from dlm_lens.measure.environment import can_attend, provenance
+from dlm_lens.measure.fidelity import walk
+from dlm_lens.measure.rounds import Measurements, fingerprint, weights_fingerprint
+from dlm_lens.measure.rows import FLASH2, round_rows, with_speedups
 from dlm_lens.measure.speed import Run, timed_runs
-from dlm_lens.measure.tables import KINDS
-from dlm_lens.policies import Dense, Policy, RandomColumns
+from dlm_lens.policies import Dense, Policy, RandomColumns, RunInfo
+from dlm_lens.policies.dense import BACKENDS
 from dlm_lens.samplers import Sampler
 
 if TYPE_CHECKING:
     from dlm_lens.measure.tasks import TaskItem
     from dlm_lens.models import DLM
+    from dlm_lens.trace import Trace
+
+# What must be the same for measurements of two sessions to stand in one table.
+_SAME = (
+    "dtype", "device", "dense_backend", "cpu", "threads",
+    "dlm_lens", "python", "torch", "triton", "transformers",
+)  # fmt: skip
 
 
 def compare(
@@ -37,28 +49,33 @@ def compare(
     seed: int = 0,
     tasks: Sequence[TaskItem] | None = None,
     control: bool = True,
+    audit: bool = False,
+    path: str | PathLike | None = None,
+    overwrite: bool = False,
     progress: bool = True,
 ) -> pd.DataFrame:
     """Measure policies against dense attention: speed and quality in the same rows.
 
     ``prompts`` is one prompt set (a string, a list of strings run as one batch, chat messages or a token
-    tensor) or a dict of several by name. :class:`Dense` is measured first, added if missing, and unless
-    ``control=False`` so is :class:`RandomColumns` at the sparsity of every sparse policy: a policy that is
-    not better than random keys has chosen nothing. Runs are warmed up and take turns, ``repeats`` times.
-    ``tasks`` are questions with answers, from :func:`dlm_lens.tasks.retrieval`.
+    tensor) or a dict of several by name, of any lengths. :class:`Dense` is measured first, added if missing, and so
+    is PyTorch's FlashAttention-2 where it runs and is not what :class:`Dense` takes anyway. Unless ``control=False``
+    :class:`RandomColumns` is added at the sparsity of every sparse policy: a policy that is not better than random
+    keys has chosen nothing. Runs are warmed up and take turns, ``repeats`` times, every other round in the opposite
+    order. ``tasks`` are questions with answers, from :func:`dlm_lens.tasks.retrieval`.
 
     Returns a tidy table, one row per policy, prompt set and repetition:
 
     =====================  ==========================================================================
     ``policy``             label; ``prompts`` and ``repetition`` say the rest
-    ``backend``            dense backend of the baseline, on ``device``
     ``context``            positions: prompt and generation; ``batch`` prompts at a time
     ``steps``              denoising steps; ``gen_length`` tokens are generated in them
     ``ms_per_step``        median milliseconds; ``ms_iqr`` the distance between its quartiles
     ``ms_<kind>``          median of the dense, refresh, sparse and cached steps; NaN if there are none
     ``total_ms``           the whole run
-    ``speedup``            total of dense / total, in the same repetition
-    ``amdahl_bound``       highest speed-up possible if only the attention of sparse steps shrinks
+    ``backend``            of the baseline: the dense backend with the lowest median total, on ``device``
+    ``speedup``            total of the baseline / total, in the same repetition
+    ``speedup_vs_flash2``  the same against PyTorch's FlashAttention-2, which papers use; NaN without it
+    ``amdahl_bound``       highest speed-up over Dense if only what is computed counted (:func:`schedule`)
     ``peak_memory_mb``     GPU: allocated; Linux: resident memory of the process; NaN elsewhere
     ``token_agreement``    share of generated tokens equal to those of the dense run
     ``argmax_agreement``   on the states of the dense run: share of masked positions with the same argmax
@@ -67,53 +84,220 @@ def compare(
                            ``retained_worst_layer`` of the layer that keeps least
     ``accuracy``           share of ``tasks`` answered exactly; NaN without tasks
     ``projected``          False: every number was measured
+    ``audit``              with ``audit=True``: name of the trace of this policy and prompt set, or None
     =====================  ==========================================================================
 
-    ``table.attrs["provenance"]`` names versions, device, seed and date. Raises ValueError or TypeError before
-    anything is run for arguments that cannot work; Ctrl-C raises KeyboardInterrupt.
+    ``table.attrs["provenance"]`` names versions, device, seed and date. With ``audit=True`` every sparse policy
+    denoises each prompt set once more, and ``table.attrs["audit"][name]`` is a :class:`Trace` with ``retained_mass``
+    of every step, layer and head on the states that the policy itself leads to.
+
+    With a ``path``, a folder, measurements are kept there as they finish, and the same call takes up what a crash or
+    Ctrl-C has left: whole rounds, for a speed-up holds only within one, fidelities, accuracies and audits. More
+    ``repeats`` may be asked for later. ``overwrite=True`` starts anew.
+
+    Raises ValueError or TypeError before anything is run for arguments that cannot work, and ValueError naming what
+    differs where ``path`` holds measurements of something else; Ctrl-C raises KeyboardInterrupt.
     """
     steps = gen_length if steps is None else steps
     sampler = default_sampler(dlm.spec, gen_length) if sampler is None else sampler
     sampler.check(gen_length, steps)
     if repeats < 1:
         raise ValueError(f"repeats={repeats} must be at least 1")
-    measured = _lineup(policies, control=control and not dlm.spec.causal)
-    sets = _prompt_sets(prompts)
-    common: dict[str, Any] = {"gen_length": gen_length, "steps": steps, "sampler": sampler, "seed": seed}
-    rows: list[dict[str, Any]] = []
-    total = len(sets) * (len(measured) * repeats + 1) + (len(measured) if tasks else 0)
-    with tqdm(total=total, desc="Comparing", unit="run", disable=not progress) as bar:
-        accuracies = [_accuracy(dlm, tasks, policy, bar) for policy in measured]
-        for name, prompt in sets.items():
-            bar.set_postfix_str(f"{name}: fidelity")
-            fidelities = walk(dlm, prompt, measured, **common, progress=False)
-            bar.update()
-            runs = []
-            bar.set_postfix_str(f"{name}: warming up")
-            for run in timed_runs(dlm, prompt, measured, repeats=repeats, **common):
-                runs.append(run)
-                bar.set_postfix_str(f"{name}: {measured[run.policy].label}")
-                bar.update()
-            rows += _rows(dlm, name, measured, runs, fidelities, accuracies)
-    table = pd.DataFrame(rows)
     record = provenance(dlm, seed=seed)
-    table.insert(2, "repetition", table.pop("repetition"))
-    table["backend"], table["device"] = record["dense_backend"], record["device"]
+    flash2 = can_attend(dlm, "flash") and record["dense_backend"] != FLASH2
+    lineup = _lineup(policies, control=control and not dlm.spec.causal, flash2=flash2)
+    sets, by_label = _prompt_sets(prompts), dict(zip(_labels(lineup), lineup, strict=True))
+    what = _Comparison(
+        dlm,
+        prompts=sets,
+        policies=by_label,
+        run={"gen_length": gen_length, "steps": steps, "sampler": sampler, "seed": seed},
+        tasks=tasks or (),
+        repeats=repeats,
+        audits=audit_names(sets, by_label) if audit else {},
+    )
+    identity = what.identity(record)
+    done = Measurements(path, identity, record, overwrite)
+    with tqdm(total=what.runs_left(done), desc="Comparing", unit="run", disable=not progress) as bar:
+        what.ask_tasks(done, bar)
+        traces: dict[str, Trace] = {}
+        for name in what.prompts:
+            traces |= what.audit(name, done, bar)
+            what.walk(name, done, bar)
+            what.time(name, done, bar)
+    table = pd.DataFrame(what.rows(done, record["dense_backend"]))
+    table["device"] = record["device"]
     table["projected"] = False
-    table.attrs["provenance"] = record
+    dates = [session["date"] for session in done.sessions]
+    table.attrs["provenance"] = {**done.sessions[-1], "sessions": dates}
+    if audit:
+        pairs = zip(table["prompts"], table["policy"], strict=True)
+        table["audit"] = pd.Series([what.audits.get(pair) for pair in pairs], dtype=object)
+        table.attrs["audit"] = Audit(traces)
     return table
 
 
-def _lineup(policies: Sequence[Policy], *, control: bool) -> list[Policy]:
-    """Dense first, then the policies given, then a random control for every budget that lacks one."""
+@dataclass(frozen=True)
+class _Comparison:
+    """What is measured: prompt sets by name, policies by label, Dense first, the arguments of every run, and the
+    name of the audit of each (prompt set, label) that has one."""
+
+    dlm: DLM
+    prompts: dict[str, Any]
+    policies: dict[str, Policy]
+    run: dict[str, Any]
+    tasks: Sequence[TaskItem]
+    repeats: int
+    audits: dict[tuple[str, str], str]
+
+    def identity(self, record: Mapping[str, Any]) -> dict[str, Any]:
+        """All that must be the same to take measurements up again, ready for JSON.
+
+        Every prompt is encoded and every policy started for it, so that what cannot work is refused here.
+        """
+        return {
+            "model": asdict(self.dlm.spec),
+            "weights": weights_fingerprint(self.dlm),
+            "prompts": {name: self._checked(name) for name in self.prompts},
+            "policies": {label: repr(policy) for label, policy in self.policies.items()},
+            **{name: value if isinstance(value, int) else repr(value) for name, value in self.run.items()},
+            "tasks": fingerprint(
+                *(v for item in self.tasks for v in (item.prompt, item.answer, item.gen_length))
+            ),
+            **{name: record[name] for name in _SAME},
+        }
+
+    def _checked(self, name: str) -> str:
+        """Fingerprint of a prompt set that every policy can start on."""
+        spec, gen_length = self.dlm.spec, self.run["gen_length"]
+        prompt = self.dlm.encode(self.prompts[name])
+        batch, length = prompt.tokens.shape
+        if length + gen_length > spec.max_length:
+            raise ValueError(
+                f"prompt set {name!r} has {length} tokens, which with gen_length={gen_length} exceed the"
+                f" {spec.max_length} positions of {spec.name!r}; shorten one of them"
+            )
+        info = RunInfo(
+            spec=spec,
+            prompt_length=length,
+            gen_length=gen_length,
+            steps=self.run["steps"],
+            batch=batch,
+            start=prompt.start.to(self.dlm.device) if prompt.start.any() else None,
+            device=self.dlm.device,
+            seed=self.run["seed"],
+        )
+        for policy in self.policies.values():
+            policy.start(info)
+        return fingerprint(prompt.tokens, prompt.start)
+
+    def runs_left(self, done: Measurements) -> int:
+        """Length of the progress bar: runs of the model over a prompt set or the tasks that are still missing."""
+        accuracies = [("accuracy", label) for label in self.policies] if self.tasks else []
+        single = [
+            *accuracies,
+            *(("fidelity", name) for name in self.prompts),
+            *(("audit", title) for title in self.audits.values()),
+        ]
+        rounds = sum(len(self._rounds_left(name, done)) for name in self.prompts)
+        return sum(key not in done for key in single) + rounds * len(self.policies)
+
+    def _rounds_left(self, name: str, done: Measurements) -> list[int]:
+        return [number for number in range(self.repeats) if ("round", name, number) not in done]
+
+    def ask_tasks(self, done: Measurements, bar: tqdm) -> None:
+        """Measure the accuracy of every policy."""
+        for label, policy in self.policies.items():
+            if not self.tasks or ("accuracy", label) in done:
+                continue
+            bar.set_postfix_str(f"tasks: {label}")
+            share = task_module.accuracy(self.dlm, self.tasks, policy=policy, progress=False)
+            done.add(("accuracy", label), share)
+            bar.update()
+
+    def audit(self, name: str, done: Measurements, bar: tqdm) -> dict[str, Trace]:
+        """Record what every sparse policy keeps on a prompt set, or open what was recorded."""
+        traces = {}
+        for (prompt, label), title in self.audits.items():
+            if prompt != name:
+                continue
+            if ("audit", title) in done and done.folder is not None:
+                traces[title] = reopened(done.folder, title)
+                continue
+            bar.set_postfix_str(f"{name}: audit of {label}")
+            policy = self.policies[label]
+            traces[title] = run_audit(
+                self.dlm, self.prompts[name], policy, name=title, folder=done.folder, **self.run
+            )
+            done.add(("audit", title), {"prompts": name, "policy": label})
+            bar.update()
+        return traces
+
+    def walk(self, name: str, done: Measurements, bar: tqdm) -> None:
+        """Measure the fidelity of all policies on one dense run."""
+        if ("fidelity", name) in done:
+            return
+        bar.set_postfix_str(f"{name}: fidelity")
+        prompt, lineup = self.prompts[name], list(self.policies.values())
+        found = walk(self.dlm, prompt, lineup, **self.run, progress=False)
+        near = {
+            label: {
+                "argmax_agreement": fidelity.agreement,
+                "kl": fidelity.kl,
+                "retained_mass": fidelity.retained_mean,
+                "retained_worst_layer": fidelity.retained_worst_layer,
+            }
+            for label, fidelity in zip(self.policies, found, strict=True)
+        }
+        done.add(("fidelity", name), near)
+        bar.update()
+
+    def time(self, name: str, done: Measurements, bar: tqdm) -> None:
+        """Time the rounds that are missing."""
+        if not (left := self._rounds_left(name, done)):
+            return
+        bar.set_postfix_str(f"{name}: warming up")
+        labels, policies = list(self.policies), list(self.policies.values())
+        runs: list[Run] = []
+        for run in timed_runs(self.dlm, self.prompts[name], policies, repetitions=left, **self.run):
+            runs.append(run)
+            bar.set_postfix_str(f"{name}: {labels[run.policy]}")
+            bar.update()
+            if len(runs) == len(policies):
+                done.add(("round", name, run.repetition), round_rows(self.policies, runs, self.run["steps"]))
+                runs = []
+
+    def rows(self, done: Measurements, fastest: str) -> list[dict[str, Any]]:
+        """The rows of the table; ``fastest`` is the backend that Dense took."""
+        backends = {
+            label: fastest if policy.backend is None else BACKENDS[policy.backend][1]
+            for label, policy in self.policies.items()
+            if isinstance(policy, Dense)
+        }
+        rows = []
+        for name in self.prompts:
+            rounds = [done["round", name, number] for number in range(self.repeats)]
+            near = done["fidelity", name]
+            for row in with_speedups(rounds, backends):
+                label = row["policy"]
+                accuracy = done["accuracy", label] if self.tasks else math.nan
+                rows.append({"policy": label, "prompts": name, **row, **near[label], "accuracy": accuracy})
+        return rows
+
+
+def _lineup(policies: Sequence[Policy], *, control: bool, flash2: bool) -> list[Policy]:
+    """Dense first, then FlashAttention-2 if asked for, then the policies given, each once, then a random control
+    for every budget that lacks one."""
     if isinstance(policies, Policy):
         policies = [policies]
+    lineup: list[Policy] = [Dense(), *([Dense("flash")] if flash2 else [])]
     for policy in policies:
         if not isinstance(policy, Policy):
             raise TypeError(
                 f"policies holds {policy!r}, a {type(policy).__name__}; expected policies such as Dense()"
             )
-    lineup = [Dense(), *(policy for policy in policies if not isinstance(policy, Dense))]
+        if policy not in lineup:
+            lineup.append(policy)
     if control:
         present = {_sparsity(policy) for policy in lineup if isinstance(policy, RandomColumns)}
         for policy in list(lineup):
@@ -140,69 +324,3 @@ def _prompt_sets(prompts: Any) -> dict[str, Any]:
     if not prompts:
         raise ValueError("prompts={} holds no prompt set; expected a dict of name → prompt")
     return {str(name): prompt for name, prompt in prompts.items()}
-
-
-def _accuracy(dlm: DLM, tasks: Sequence[TaskItem] | None, policy: Policy, bar: tqdm) -> float:
-    if not tasks:
-        return math.nan
-    bar.set_postfix_str(f"tasks: {policy.label}")
-    share = task_module.accuracy(dlm, tasks, policy=policy, progress=False)
-    bar.update()
-    return share
-
-
-def _rows(
-    dlm: DLM,
-    name: str,
-    policies: Sequence[Policy],
-    runs: Sequence[Run],
-    fidelities: Sequence[Fidelity],
-    accuracies: Sequence[float],
-) -> list[dict[str, Any]]:
-    dense = {run.repetition: run.result for run in runs if run.policy == 0}
-    labels = _labels(policies)
-    rows = []
-    for run in sorted(runs, key=lambda run: (run.policy, run.repetition)):
-        near = fidelities[run.policy]
-        rows.append(
-            {
-                "policy": labels[run.policy],
-                "prompts": name,
-                "repetition": run.repetition,
-                **_cost(dlm, policies[run.policy], run),
-                "speedup": dense[run.repetition].timings["ms"].sum() / run.result.timings["ms"].sum(),
-                "token_agreement": _token_agreement(run, dense),
-                "argmax_agreement": near.agreement,
-                "kl": near.kl,
-                "retained_mass": near.retained_mean,
-                "retained_worst_layer": near.retained_worst_layer,
-                "accuracy": accuracies[run.policy],
-            }
-        )
-    return rows
-
-
-def _cost(dlm: DLM, policy: Policy, run: Run) -> dict[str, Any]:
-    result = run.result
-    ms, by_kind = result.timings["ms"], result.timings.groupby("kind")["ms"].median()
-    batch, length = result.tokens.shape
-    plan = schedule_of(policy, result.timings["kind"], dlm.spec, length=length, gen_length=result.gen_length)
-    return {
-        "context": length,
-        "gen_length": result.gen_length,
-        "batch": batch,
-        "steps": len(ms),
-        "density": policy.density,
-        "ms_per_step": ms.median(),
-        "ms_iqr": ms.quantile(0.75) - ms.quantile(0.25),
-        **{f"ms_{kind}": by_kind.get(kind, math.nan) for kind in KINDS},
-        "total_ms": ms.sum(),
-        "amdahl_bound": plan.bound,
-        "peak_memory_mb": run.peak_bytes / 1e6,
-    }
-
-
-def _token_agreement(run: Run, dense: Mapping[int, Any]) -> float:
-    result, reference = run.result, dense[run.repetition]
-    generated = slice(result.prompt_length, None)
-    return float((result.tokens[:, generated] == reference.tokens[:, generated]).double().mean())

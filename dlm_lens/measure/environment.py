@@ -66,7 +66,7 @@ def dense_backend(dlm: DLM) -> str:
 
 
 def can_attend(dlm: DLM, backend: str) -> bool:
-    """Whether dense attention of this model, without padding, runs on one of ``BACKENDS`` on a GPU; False on a CPU."""
+    """Whether dense attention of this model runs on one of ``BACKENDS`` on its GPU; False on a CPU."""
     if dlm.device.type != "cuda":
         return False
     spec = dlm.spec

@@ -38,18 +38,20 @@ def timed_runs(
     steps: int,
     sampler: Sampler,
     seed: int,
-    repeats: int,
+    repetitions: Sequence[int],
 ) -> Iterator[Run]:
-    """Run every policy ``repeats`` times, turn by turn, each round in the opposite order of the last.
+    """Run every policy in each of the numbered ``repetitions``, turn by turn, every other one in opposite order.
 
     A short run of each policy comes first and is thrown away: it pays for compilation and for the first touch
     of memory. Ctrl-C ends the measurement with ``KeyboardInterrupt``, for half of one compares with nothing.
     """
     common: dict[str, Any] = {"gen_length": gen_length, "sampler": sampler, "seed": seed, "progress": False}
+    if not repetitions:
+        return
     few = warm_up_steps(sampler, gen_length, steps)
     for policy in policies:
         uninterrupted(denoise(dlm, prompt, policy=policy, steps=few, **common))
-    for repetition in range(repeats):
+    for repetition in repetitions:
         turns = list(enumerate(policies))
         for index, policy in turns if repetition % 2 == 0 else reversed(turns):
             with peak_memory(dlm.device) as peak:

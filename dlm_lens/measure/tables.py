@@ -21,6 +21,7 @@ def summary(table: pd.DataFrame) -> pd.DataFrame:
         **{f"{kind} ms": middle[f"ms_{kind}"] for kind in KINDS},
         "total s": middle["total_ms"] / 1000,
         "speed-up ×": middle["speedup"],
+        "over FA-2 ×": middle["speedup_vs_flash2"],
         "bound ×": middle["amdahl_bound"],
         "peak MB": middle["peak_memory_mb"].round(),
         "same tokens %": 100 * middle["token_agreement"],

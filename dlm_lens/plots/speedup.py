@@ -69,7 +69,9 @@ def _beside(ax: Axes) -> Axes:
 def _bars(ax: Axes, speed: pd.DataFrame, bound: pd.Series | None, palette: Palette) -> None:
     rows = np.arange(len(speed))
     whiskers = np.abs(speed[["min", "max"]].sub(speed["median"], axis=0).T.values)
-    colours = [palette.dim if policy == "Dense" else palette.series[0] for policy in speed.index]
+    colours = [
+        palette.dim if str(policy).startswith("Dense") else palette.series[0] for policy in speed.index
+    ]
     ax.barh(
         rows, speed["median"], xerr=whiskers, color=colours, height=0.6,
         error_kw={"ecolor": palette.text, "elinewidth": 1, "capsize": 2},

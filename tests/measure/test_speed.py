@@ -12,8 +12,8 @@ from dlm_lens.measure.speed import peak_memory, timed_runs, warm_up_steps
 
 def test_policies_take_turns_in_alternating_order(random_dlm):
     policies = [dl.Dense(), dl.RandomColumns(sparsity=0.5)]
-    settings = {"gen_length": 8, "steps": 4, "sampler": dl.LowConfidence(8), "seed": 0, "repeats": 3}
-    runs = list(timed_runs(random_dlm, torch.arange(8), policies, **settings))
+    settings = {"gen_length": 8, "steps": 4, "sampler": dl.LowConfidence(8), "seed": 0}
+    runs = list(timed_runs(random_dlm, torch.arange(8), policies, repetitions=range(3), **settings))
     assert [(run.policy, run.repetition) for run in runs] == [(0, 0), (1, 0), (1, 1), (0, 1), (0, 2), (1, 2)]
     assert all(len(run.result.timings) == 4 for run in runs)
 

@@ -1,0 +1,116 @@
+"""From finished runs to the rows of a comparison's table."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import torch
+
+from dlm_lens.measure.schedule import replay, schedule_of
+from dlm_lens.measure.tables import KINDS
+from dlm_lens.policies import Policy, RunInfo
+
+if TYPE_CHECKING:
+    from dlm_lens.measure.schedule import Schedule
+    from dlm_lens.measure.speed import Run
+
+FLASH2 = "FlashAttention-2"
+
+
+def round_rows(policies: Mapping[str, Policy], runs: Sequence[Run], steps: int) -> list[dict[str, Any]]:
+    """What every run of one round took, in the order of ``policies``, of which the first is :class:`Dense`.
+
+    ``runs`` name policies by their place; ``steps`` were asked for. Values are ready for JSON.
+    """
+    labelled = list(policies.items())
+    ordered = sorted(runs, key=lambda run: run.policy)
+    dense = ordered[0]
+    dense_flops = _work(labelled[0][1], dense, steps).flops
+    rows = []
+    for run in ordered:
+        label, policy = labelled[run.policy]
+        work = _work(policy, run, steps)
+        rows.append(
+            {
+                "policy": label,
+                "repetition": run.repetition,
+                **_cost(policy, run),
+                "amdahl_bound": dense_flops / work.flops,
+                "token_agreement": _token_agreement(run, dense),
+            }
+        )
+    return rows
+
+
+def _cost(policy: Policy, run: Run) -> dict[str, Any]:
+    result = run.result
+    ms, by_kind = result.timings["ms"], result.timings.groupby("kind")["ms"].median()
+    batch, length = result.tokens.shape
+    return {
+        "context": length,
+        "gen_length": result.gen_length,
+        "batch": batch,
+        "steps": len(ms),
+        "density": policy.density,
+        "ms_per_step": float(ms.median()),
+        "ms_iqr": float(ms.quantile(0.75) - ms.quantile(0.25)),
+        **{f"ms_{kind}": float(by_kind.get(kind, math.nan)) for kind in KINDS},
+        "total_ms": float(ms.sum()),
+        "peak_memory_mb": run.peak_bytes / 1e6,
+    }
+
+
+def _work(policy: Policy, run: Run, steps: int) -> Schedule:
+    """The work of the steps that were taken: their kinds as timed, what each computed as planned once more."""
+    result = run.result
+    batch, length = result.tokens.shape
+    info = RunInfo(
+        spec=result.spec,
+        prompt_length=result.prompt_length,
+        gen_length=result.gen_length,
+        steps=steps,
+        batch=batch,
+        start=result.start if result.start.any() else None,
+        device=torch.device("cpu"),
+        seed=result.seed,
+    )
+    planned = replay(policy, info, result.tokens, result.committed_at, len(result.timings))
+    works = [replace(work, kind=kind) for work, kind in zip(planned, result.timings["kind"], strict=True)]
+    return schedule_of(policy, works, result.spec, length=length, gen_length=result.gen_length)
+
+
+def _token_agreement(run: Run, dense: Run) -> float:
+    result, reference = run.result, dense.result
+    generated = slice(result.prompt_length, None)
+    return float((result.tokens[:, generated] == reference.tokens[:, generated]).double().mean())
+
+
+def with_speedups(
+    rounds: Sequence[Sequence[Mapping[str, Any]]], backends: Mapping[str, str]
+) -> list[dict[str, Any]]:
+    """The rows of all rounds of one prompt set by policy and repetition, with ``backend`` and speed-ups.
+
+    ``backends`` names the dense policies and what each runs on. The baseline is the one of them whose median total
+    is least; a speed-up is a ratio of totals within a round.
+    """
+    totals = [{row["policy"]: row["total_ms"] for row in rows} for rows in rounds]
+    baseline = min(backends, key=lambda label: np.median([total[label] for total in totals]))
+    flash = next((label for label, backend in backends.items() if backend == FLASH2), None)
+    ordered = [
+        (place, row, total)
+        for rows, total in zip(rounds, totals, strict=True)
+        for place, row in enumerate(rows)
+    ]
+    return [
+        {
+            **row,
+            "backend": backends[baseline],
+            "speedup": total[baseline] / row["total_ms"],
+            "speedup_vs_flash2": math.nan if flash is None else total[flash] / row["total_ms"],
+        }
+        for _, row, total in sorted(ordered, key=lambda entry: (entry[0], entry[1]["repetition"]))
+    ]
