@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
@@ -67,21 +68,24 @@ class Schedule:
         steps = sum(self.kinds.values())
         lines = [
             f"Schedule of {self.label} on {self.model}: {self.length:,} positions, {steps:,} steps",
-            f"  {'kind':<9}{'steps':>8}{'positions':>12}{'keys each':>12}{'TFLOP a step':>15}",
+            f"  {'kind':<9}{'steps':>8}{'positions':>12}{'keys each':>12}{'work a step':>16}",
         ]
         lines += [
             f"  {entry.kind:<9}{entry.steps:>8,}{entry.positions:>12,.0f}{entry.keys:>12,.0f}"
-            f"{entry.flops / entry.steps / 1e12:>15,.3g}"
+            f"{_operations(entry.flops / entry.steps):>16}"
             for entry in self.by_kind
         ]
-        return "\n".join(
-            [
-                *lines,
-                f"  attention is {self.attention_share:.1%} of a dense step",
-                f"  {self.flops / 1e12:,.4g} TFLOP, dense {self.dense_flops / 1e12:,.4g}:"
-                f" at most {self.bound:.2f}× faster",
-            ]
-        )
+        lines += [
+            f"  attention is {self.attention_share:.1%} of a dense step",
+            f"  {_operations(self.flops)} instead of {_operations(self.dense_flops)}:"
+            f" at most {self.bound:.2f}× faster",
+        ]
+        return "\n".join(lines)
+
+
+def _operations(flops: float) -> str:
+    exponent = max(3, min(18, 3 * int(math.log10(flops) // 3)))
+    return f"{flops / 10**exponent:.3g} {'kMGTPE'[exponent // 3 - 1]}FLOP"
 
 
 def schedule(

@@ -96,6 +96,37 @@ def test_policies_with_one_label_are_told_apart(random_dlm):
     assert any("group_size=4" in label for label in table["policy"])
 
 
+def test_other_dense_backends_are_baselines_too(random_dlm):
+    table = dl.compare(random_dlm, PROMPT, [dl.Dense("math"), dl.Dense("math")], repeats=3, **QUICK)
+    assert list(dict.fromkeys(table["policy"])) == ["Dense", "Dense (math)"]
+    fastest = table.groupby("policy")["total_ms"].median().idxmin()
+    assert (rows(table, fastest)["speedup"] == 1).all()
+    assert set(table["backend"]) == {
+        "math" if "math" in fastest else table.attrs["provenance"]["dense_backend"]
+    }
+    assert (table["token_agreement"] == 1).all()
+
+
+def test_flash_attention_is_no_baseline_where_it_does_not_run(random_dlm, table):
+    if random_dlm.device.type == "cpu":
+        assert not table["policy"].str.contains("Flash").any()
+        assert table["speedup_vs_flash2"].isna().all()
+    with pytest.raises(ValueError, match="'flash' needs a CUDA device"):
+        dl.compare(dl.random_model(device="cpu"), PROMPT, [dl.Dense("flash")], **QUICK)
+
+
+@pytest.mark.gpu
+def test_flash_attention_takes_turns_with_the_best_backend():
+    dlm = dl.random_model(hidden=256, heads=2, device="cuda", dtype=torch.bfloat16)
+    table = dl.compare(dlm, PROMPT, [dl.PulseCol(sparsity=0.5)], control=False, **QUICK)
+    assert table["speedup_vs_flash2"].notna().all()
+    if table.attrs["provenance"]["dense_backend"] == "cuDNN":
+        assert list(table["policy"]) == ["Dense", "Dense (FlashAttention-2)", "PulseCol 50%"]
+        assert rows(table, "Dense (FlashAttention-2)")["speedup_vs_flash2"].item() == 1
+    single = dl.compare(dl.random_model(hidden=256, heads=2, device="cuda"), PROMPT, [], **QUICK)
+    assert single["speedup_vs_flash2"].isna().all()
+
+
 def test_prompt_sets_are_measured_one_by_one(random_dlm):
     table = dl.compare(random_dlm, {"short": PROMPT[:4], "batch": torch.stack([PROMPT, PROMPT])}, [], **QUICK)
     assert list(table["prompts"]) == ["short", "batch"]
@@ -131,13 +162,20 @@ def test_an_autoregressive_model_is_measured_without_control():
         ({"steps": 3, "gen_length": 64}, ValueError, "steps=3"),
         ({"policies": ["pulsecol"]}, TypeError, "'pulsecol'"),
         ({"prompts": {}}, ValueError, "no prompt set"),
+        (
+            {"prompts": {"a": PROMPT, "long": torch.ones(4096).long()}},
+            ValueError,
+            "prompt set 'long' has 4096",
+        ),
+        ({"policies": [dl.Dense("cudnn")]}, ValueError, "'cudnn' needs a CUDA device"),
+        ({"path": __file__}, ValueError, "it is a file"),
     ],
 )
-def test_wrong_arguments_are_refused_before_anything_runs(random_dlm, monkeypatch, changed, error, message):
+def test_wrong_arguments_are_refused_before_anything_runs(monkeypatch, changed, error, message):
     monkeypatch.setattr(dl.DLM, "logits", lambda *_, **__: pytest.fail("ran the model"))
     arguments = {"prompts": PROMPT, "policies": [], **QUICK, **changed}
     with pytest.raises(error, match=message):
-        dl.compare(random_dlm, **arguments)
+        dl.compare(dl.random_model(device="cpu"), **arguments)
 
 
 def test_ctrl_c_ends_the_comparison(random_dlm, monkeypatch):

@@ -165,9 +165,10 @@ def test_llada_at_64k_can_gain_what_its_authors_say():
 def test_the_report_reads_as_a_table():
     text = repr(dl.schedule(dl.PulseCol.llada(), 1024, "llada-8b", prompt_length=64512, gen_length=1024))
     assert "PulseCol 80% on llada-8b: 65,536 positions, 1,024 steps" in text
-    assert re.search(r"refresh +16 +65,536 +65,536", text)
-    assert re.search(r"sparse +1,008 +65,536 +13,107", text)
-    assert re.search(r"at most \d\.\d\d× faster", text)
+    assert re.search(r"refresh +16 +65,536 +65,536 +3\.17 PFLOP\n", text)
+    assert re.search(r"sparse +1,008 +65,536 +13,107 +1\.37 PFLOP\n", text)
+    assert "1.43 EFLOP instead of 3.24 EFLOP: at most 2.27× faster" in text
+    assert "kFLOP" in repr(dl.schedule(dl.Dense(), 1, SPEC, prompt_length=1, gen_length=1))
 
 
 @pytest.mark.parametrize(

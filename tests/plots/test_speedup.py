@@ -47,6 +47,12 @@ def test_quality_stands_beside_every_bar(table):
     assert beside.get_shared_y_axes().joined(ax, beside)
 
 
+def test_all_dense_baselines_are_drawn_alike(table):
+    both = table.replace({"policy": {"Random columns 80%": "Dense (FlashAttention-2)"}})
+    dense, sparse, flash = (bar.get_facecolor() for bar in plots.speedup(both).patches)
+    assert dense == flash != sparse
+
+
 def test_it_draws_into_axes_of_a_larger_figure(table):
     figure, axes = plt.subplots(2, 1, layout="constrained")
     assert plots.speedup(table, ax=axes[1]) is axes[1]
