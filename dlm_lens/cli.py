@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import sys
 from collections.abc import Sequence
+from dataclasses import fields
 from pathlib import Path
 from typing import TYPE_CHECKING, NoReturn
 
@@ -15,7 +16,15 @@ if TYPE_CHECKING:
     from dlm_lens.policies import Policy
     from dlm_lens.samplers import Sampler
 
-POLICIES = {"dense": "Dense", "pulsecol": "PulseCol", "sparsed": "SparseD", "random": "RandomColumns"}
+POLICIES = {
+    "dense": "Dense",
+    "pulsecol": "PulseCol",
+    "sparsed": "SparseD",
+    "oracle": "OracleColumns",
+    "sliding-window": "SlidingWindow",
+    "streaming-llm": "StreamingLLM",
+    "random": "RandomColumns",
+}
 SAMPLERS = {
     "low-confidence": "LowConfidence",
     "threshold": "Threshold",
@@ -79,7 +88,25 @@ def parser() -> argparse.ArgumentParser:
     compare.add_argument("--repeats", type=int, default=1, help="timed runs of each policy (%(default)s)")
     compare.add_argument("--tasks", type=int, default=0, metavar="N", help="also ask N retrieval questions")
     compare.add_argument("--out", type=Path, help="table to write: .csv, or .json with its provenance")
+    compare.add_argument("--path", type=Path, help="folder to keep measurements in, and to go on from")
+    compare.add_argument("--overwrite", action="store_true", help="start anew whatever --path holds")
+    compare.add_argument(
+        "--audit",
+        action="store_true",
+        help="keep a trace of the retained mass of every sparse policy in --path",
+    )
     compare.set_defaults(run=_compare)
+
+    schedule = commands.add_parser("schedule", help="say what a policy will do and can save, without a run")
+    schedule.add_argument("--policy", choices=POLICIES, default="pulsecol", help="(%(default)s)")
+    schedule.add_argument("--sparsity", type=float, help="share of keys left out")
+    schedule.add_argument("--shape", default="llada-8b", help="llada-8b, dream-7b or tiny (%(default)s)")
+    schedule.add_argument(
+        "--tokens", type=int, default=65536, help="positions, prompt and generation (%(default)s)"
+    )
+    schedule.add_argument("--gen-length", type=int, default=1024, help="of them generated (%(default)s)")
+    schedule.add_argument("--steps", type=int, help="denoising steps (default: as many as are generated)")
+    schedule.set_defaults(run=_schedule)
 
     info = commands.add_parser("info", help="say what a trace holds")
     info.add_argument("trace", type=Path)
@@ -142,23 +169,45 @@ def _compare(options: argparse.Namespace) -> int:
 
     if options.out is not None:
         measure.check_table_path(options.out)
-    sparsity = {name: options.sparsity for name in options.policies if name != "dense"}
-    policies = [_policy(name, sparsity.get(name)) for name in options.policies]
+    if options.audit and options.path is None:
+        raise ValueError("--audit needs --path, a folder to keep the traces in")
+    policies = [_policy(name, options.sparsity if _kept(name) else None) for name in options.policies]
     dlm = dl.load(options.model, device=options.device)
-    table = measure.compare(
-        dlm,
-        _prompt(options.prompt),
-        policies,
-        gen_length=options.gen_length,
-        steps=options.steps,
-        sampler=_sampler(options.sampler, options.gen_length),
-        repeats=options.repeats,
-        seed=options.seed,
-        tasks=measure.tasks.retrieval(dlm, options.tasks) if options.tasks else None,
-    )
+    try:
+        table = measure.compare(
+            dlm,
+            _prompt(options.prompt),
+            policies,
+            gen_length=options.gen_length,
+            steps=options.steps,
+            sampler=_sampler(options.sampler, options.gen_length),
+            repeats=options.repeats,
+            seed=options.seed,
+            tasks=measure.tasks.retrieval(dlm, options.tasks) if options.tasks else None,
+            audit=options.audit,
+            path=options.path,
+            overwrite=options.overwrite,
+        )
+    except KeyboardInterrupt:
+        if options.path is None:
+            raise
+        message = f"interrupted; {options.path} keeps what was finished, and the same command goes on from it"
+        print(f"dlm-lens: {message}", file=sys.stderr)
+        return INTERRUPTED
     print(measure.format_summary(table))
     if options.out is not None:
         measure.save_table(table, options.out)
+    return 0
+
+
+def _schedule(options: argparse.Namespace) -> int:
+    if options.tokens <= options.gen_length:
+        raise ValueError(f"--tokens {options.tokens} must exceed --gen-length {options.gen_length}")
+    policy = _policy(options.policy, options.sparsity)
+    steps = options.gen_length if options.steps is None else options.steps
+    prompt_length = options.tokens - options.gen_length
+    gen_length = options.gen_length
+    print(dl.schedule(policy, steps, options.shape, prompt_length=prompt_length, gen_length=gen_length))
     return 0
 
 
@@ -176,13 +225,20 @@ def _prompt(text: str) -> str:
 
 
 def _policy(name: str, sparsity: float | None) -> Policy:
+    policy = getattr(dl, POLICIES[name])
     if sparsity is None:
-        return getattr(dl, POLICIES[name])()
-    if name == "dense":
-        raise ValueError(f"--sparsity {sparsity} needs a sparse policy: {', '.join(list(POLICIES)[1:])}")
-    if name == "sparsed":
-        return dl.SparseD(select=round(1 - sparsity, 12))  # which names what is kept
-    return getattr(dl, POLICIES[name])(sparsity=sparsity)
+        return policy()
+    if (parameter := _kept(name)) is None:
+        sparse = ", ".join(other for other in POLICIES if _kept(other))
+        raise ValueError(f"--sparsity {sparsity} needs a sparse policy: {sparse}")
+    # 1 − 0.8 is not quite 0.2, and shows in labels.
+    return policy(**{parameter: sparsity if parameter == "sparsity" else round(1 - sparsity, 12)})
+
+
+def _kept(name: str) -> str | None:
+    """The parameter of a policy that says how much it leaves out (``sparsity``) or keeps (any other); None if none."""
+    parameters = {field.name for field in fields(getattr(dl, POLICIES[name]))}
+    return next((known for known in ("sparsity", "select", "budget") if known in parameters), None)
 
 
 def _sampler(name: str | None, gen_length: int) -> Sampler | None:

@@ -10,7 +10,7 @@ import pandas as pd
 import pytest
 
 import dlm_lens as dl
-from dlm_lens.cli import main
+from dlm_lens.cli import POLICIES, _policy, main
 
 PROMPT = "def add(first, second):\n    return"
 RUN = ["--prompt", PROMPT, "--gen-length", "8", "--steps", "4", "--device", "cpu"]
@@ -77,6 +77,62 @@ def test_compare_prints_and_writes_the_table(tmp_path, capsys):
     assert list(pd.read_csv(out)["policy"]) == ["Dense", "PulseCol 50%", "SparseD 50%", "Random columns 50%"]
 
 
+def test_compare_takes_every_policy(capsys):
+    policies = [name for name in POLICIES if name != "dense"]
+    assert main(["compare", *RUN, "--policies", ",".join(policies), "--sparsity", "0.75"]) == 0
+    text = capsys.readouterr().out
+    for name in policies:
+        assert _policy(name, 0.75).label in text
+
+
+def test_every_policy_has_a_name_in_the_shell():
+    exported = {name for name, home in dl._NAMES.items() if home == "dlm_lens.policies"}
+    assert set(POLICIES.values()) == exported
+
+
+def test_compare_goes_on_from_its_folder(tmp_path, capsys, monkeypatch):
+    command = ["compare", *RUN, "--path", str(tmp_path / "kept"), "--audit"]
+    assert main(command) == 0
+    table = capsys.readouterr().out
+    assert dl.open_trace(tmp_path / "kept" / "audit" / "prompt-pulsecol-80.zarr").statistics == (
+        "retained_mass",
+    )
+    assert "seed was 0 and is 1" in refused(capsys, *command, "--seed", "1")
+    with monkeypatch.context() as patched:
+        patched.setattr(dl.DLM, "logits", lambda *_, **__: pytest.fail("ran the model"))
+        assert main(command) == 0
+    assert capsys.readouterr().out == table
+    assert main([*command, "--overwrite", "--seed", "1"]) == 0
+
+
+def test_compare_says_where_it_kept_what_was_finished(tmp_path, capsys, monkeypatch):
+    def interrupt(*_, **__):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(dl.LowConfidence, "commit", interrupt)
+    assert main(["compare", *RUN, "--path", str(tmp_path)]) == 130
+    assert f"{tmp_path} keeps what was finished" in capsys.readouterr().err
+    assert main(["compare", *RUN]) == 130
+    assert capsys.readouterr().err.endswith("dlm-lens: interrupted\n")
+
+
+def test_an_audit_needs_a_folder(capsys):
+    assert "--audit needs --path" in refused(capsys, "compare", *RUN, "--audit")
+
+
+def test_schedule_says_what_a_policy_can_save(capsys):
+    command = ["schedule", "--policy", "pulsecol", "--shape", "llada-8b", "--tokens", "65536"]
+    assert main([*command, "--gen-length", "1024", "--steps", "1024"]) == 0
+    printed = capsys.readouterr().out
+    plan = dl.schedule(dl.PulseCol(), 1024, "llada-8b", prompt_length=64512, gen_length=1024)
+    assert printed.strip() == repr(plan)
+    assert "'llada-9b'" in refused(capsys, "schedule", "--shape", "llada-9b")
+    assert "must exceed --gen-length 1024" in refused(capsys, "schedule", "--tokens", "1024")
+    assert "needs a sparse policy: pulsecol" in refused(
+        capsys, "schedule", "--policy", "dense", "--sparsity", "0.5"
+    )
+
+
 def test_prompt_is_read_from_standard_input(tmp_path, monkeypatch):
     monkeypatch.setattr(sys, "stdin", io.StringIO(PROMPT))
     assert main(["capture", *RUN, "--prompt", "-", "--out", str(tmp_path / "t.zarr")]) == 0
@@ -84,7 +140,7 @@ def test_prompt_is_read_from_standard_input(tmp_path, monkeypatch):
     assert dl.open_trace(tmp_path / "t.zarr").prompt_length == expected
 
 
-@pytest.mark.parametrize("command", ["demo", "capture", "explore", "compare", "info"])
+@pytest.mark.parametrize("command", ["demo", "capture", "explore", "compare", "schedule", "info"])
 def test_every_command_explains_itself(command, capsys):
     with pytest.raises(SystemExit) as stopped:
         main([command, "--help"])
