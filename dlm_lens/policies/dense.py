@@ -20,7 +20,7 @@ BACKENDS = {
 }
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, repr=False)
 class Dense(Policy):
     """Full attention at every step: the measure of all others.
 
@@ -37,6 +37,9 @@ class Dense(Policy):
                 f"backend={self.backend!r} is unknown: choose one of {', '.join(map(repr, BACKENDS))},"
                 " or None for the fastest present"
             )
+
+    def __repr__(self) -> str:
+        return "Dense()" if self.backend is None else f"Dense(backend={self.backend!r})"
 
     @property
     def label(self) -> str:

@@ -52,6 +52,13 @@ def test_labels_name_the_backend():
     ]
 
 
+def test_the_plain_one_is_written_plainly():
+    assert [repr(policy) for policy in (dl.Dense(), dl.Dense("flash"))] == [
+        "Dense()",
+        "Dense(backend='flash')",
+    ]
+
+
 def test_unknown_backends_list_the_known_ones():
     with pytest.raises(ValueError, match=r"backend='fa2' is unknown.*'cudnn', 'flash', 'efficient', 'math'"):
         dl.Dense("fa2")
