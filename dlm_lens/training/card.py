@@ -62,7 +62,7 @@ def _data(facts: dict[str, Any]) -> str:
   {facts["train_files"]} files ({facts["train_bytes"] / 1e6:.1f} MB, {facts["train_tokens"] / 1e6:.2f} M tokens) for training,
   {facts["held_out_files"]} files ({facts["held_out_tokens"] / 1e3:.0f} k tokens) held out. Python Software Foundation License.
 - **Questions**: generated rows `abc=1234` between pieces of that code, and a question at the end
-  (`dlm_lens/measure/tasks.py`).
+  (`dlm_lens/measure/tasks/retrieval.py`).
 - **Tokenizer**: byte-level BPE of 4,096 entries trained on the same code; every digit is a token.
 
 The weights are released under Apache-2.0. SHA-256 of the training text: `{facts["train_sha256"]}`."""

@@ -11,19 +11,14 @@ import string
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import cache
-from importlib.resources import files
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import torch
-from tqdm.auto import tqdm
 
-from dlm_lens.denoising import denoise
-from dlm_lens.measure.speed import uninterrupted
+from dlm_lens.measure.tasks.held_out import held_out_text, tokenizer_of
 
 if TYPE_CHECKING:
     from dlm_lens.models import DLM
-    from dlm_lens.policies import Policy
-    from dlm_lens.samplers import Sampler
 
 VARIANTS = ("single", "multi_key", "multi_value", "two_hop")
 # Positions left for the answer, an end-of-text token included where the answer is shorter.
@@ -82,9 +77,7 @@ def retrieval(
     """
     if variant not in VARIANTS:
         raise ValueError(f"unknown task variant {variant!r}: choose one of {', '.join(VARIANTS)}")
-    if dlm.tokenizer is None:
-        raise ValueError(f"model {dlm.spec.name!r} has no tokenizer; retrieval questions are text")
-    tokenizer = dlm.tokenizer
+    tokenizer = tokenizer_of(dlm, "retrieval questions")
     encode: Encode = cache(lambda text: tuple(tokenizer.encode(text, add_special_tokens=False)))
     filler = encode(held_out_text())
     rng = random.Random(f"{variant}-{length}-{seed}")
@@ -97,45 +90,6 @@ def retrieval(
         text = tokenizer.decode(prompt.tolist())
         items.append(TaskItem(prompt, text, question.answer, variant, gen_length))
     return items
-
-
-def held_out_text() -> str:
-    """The bundled excerpt of standard-library source that the bundled models were not trained on."""
-    return files("dlm_lens").joinpath("assets", "heldout.txt").read_text(encoding="utf-8")
-
-
-def accuracy(
-    dlm: DLM,
-    items: Sequence[TaskItem],
-    *,
-    policy: Policy | None = None,
-    sampler: Sampler | None = None,
-    steps: int | None = None,
-    batch_size: int = 8,
-    progress: bool = True,
-) -> float:
-    """Share of ``items``, 0-1, that the model answers exactly under ``policy``.
-
-    Items are denoised in batches of ``batch_size``; ``sampler`` and ``steps`` as in :func:`dlm_lens.denoise`, by
-    default one step per generated token.
-    """
-    if not items:
-        raise ValueError("accuracy needs at least one task item")
-    right = 0
-    how: dict[str, Any] = {"policy": policy, "sampler": sampler}
-    by_length: dict[int, list[TaskItem]] = {}
-    for item in items:
-        by_length.setdefault(item.gen_length, []).append(item)
-    with tqdm(total=len(items), desc="answering", unit="question", disable=not progress, leave=False) as bar:
-        for gen_length, group in by_length.items():
-            for at in range(0, len(group), batch_size):
-                batch = group[at : at + batch_size]
-                prompts = [item.prompt for item in batch]
-                out = denoise(dlm, prompts, gen_length=gen_length, steps=steps, progress=False, **how)
-                answers = uninterrupted(out).texts
-                right += sum(correct(item, text) for item, text in zip(batch, answers, strict=True))
-                bar.update(len(batch))
-    return right / len(items)
 
 
 def correct(item: TaskItem, generated: str) -> bool:

@@ -1,0 +1,51 @@
+"""The share of tasks that a model solves exactly under a policy."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Any
+
+from tqdm.auto import tqdm
+
+from dlm_lens.denoising import denoise
+from dlm_lens.measure.speed import uninterrupted
+from dlm_lens.measure.tasks.retrieval import TaskItem, correct
+
+if TYPE_CHECKING:
+    from dlm_lens.models import DLM
+    from dlm_lens.policies import Policy
+    from dlm_lens.samplers import Sampler
+
+
+def accuracy(
+    dlm: DLM,
+    items: Sequence[TaskItem],
+    *,
+    policy: Policy | None = None,
+    sampler: Sampler | None = None,
+    steps: int | None = None,
+    batch_size: int = 8,
+    progress: bool = True,
+) -> float:
+    """Share of ``items``, 0-1, that the model answers exactly under ``policy``.
+
+    Items are denoised in batches of ``batch_size``; ``sampler`` and ``steps`` as in :func:`dlm_lens.denoise`, by
+    default one step per generated token.
+    """
+    if not items:
+        raise ValueError("accuracy needs at least one task item")
+    right = 0
+    how: dict[str, Any] = {"policy": policy, "sampler": sampler}
+    by_length: dict[int, list[TaskItem]] = {}
+    for item in items:
+        by_length.setdefault(item.gen_length, []).append(item)
+    with tqdm(total=len(items), desc="answering", unit="question", disable=not progress, leave=False) as bar:
+        for gen_length, group in by_length.items():
+            for at in range(0, len(group), batch_size):
+                batch = group[at : at + batch_size]
+                prompts = [item.prompt for item in batch]
+                out = denoise(dlm, prompts, gen_length=gen_length, steps=steps, progress=False, **how)
+                answers = uninterrupted(out).texts
+                right += sum(correct(item, text) for item, text in zip(batch, answers, strict=True))
+                bar.update(len(batch))
+    return right / len(items)
