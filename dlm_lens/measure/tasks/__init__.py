@@ -1,10 +1,12 @@
 """Tasks with known answers, and how probable held-out text is: what a model can do, and what a policy costs it.
 
 :func:`retrieval` makes questions about rows in a long prompt, :func:`accuracy` counts the exact answers.
+:func:`perplexity` bounds the likelihood of a text, with the error of that estimate.
 """
 
 from dlm_lens.measure.tasks.accuracy import accuracy
 from dlm_lens.measure.tasks.held_out import held_out_text
+from dlm_lens.measure.tasks.perplexity import Perplexity, perplexity
 from dlm_lens.measure.tasks.retrieval import (
     GEN_LENGTH,
     VARIANTS,
@@ -19,6 +21,7 @@ from dlm_lens.measure.tasks.retrieval import (
 __all__ = [
     "GEN_LENGTH",
     "VARIANTS",
+    "Perplexity",
     "Question",
     "TaskItem",
     "accuracy",
@@ -26,5 +29,6 @@ __all__ = [
     "compose",
     "correct",
     "held_out_text",
+    "perplexity",
     "retrieval",
 ]

@@ -1,0 +1,217 @@
+"""Perplexity of text under the diffusion bound, estimated by Monte Carlo together with its error."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import torch
+from torch import Tensor
+from tqdm.auto import tqdm
+
+from dlm_lens.measure.predict import mask_token, negative_log_likelihood, predict
+from dlm_lens.measure.tasks.held_out import held_out_text, tokenizer_of
+from dlm_lens.policies import Dense, Policy
+
+if TYPE_CHECKING:
+    from dlm_lens.models import DLM
+
+
+@dataclass(frozen=True, repr=False)
+class Perplexity:
+    """How improbable a text is to a model, in nats per token.
+
+    ``draws`` float64 [samples] holds the nats per token of every draw, two neighbours from the same stratum, or one
+    value if that is exact. ``label`` and ``kind`` name the policy and the kind of step that predicted; ``tokens``
+    counts those of the text, which was cut into windows of ``length``.
+    """
+
+    label: str
+    kind: str
+    draws: np.ndarray
+    tokens: int
+    length: int
+    seed: int
+
+    @property
+    def exact(self) -> bool:
+        """Whether nothing was drawn: the likelihood of an autoregressive model is known exactly."""
+        return len(self.draws) == 1
+
+    @property
+    def nats(self) -> float:
+        """Nats per token: −log p of an autoregressive model, an upper bound on it of a diffusion model."""
+        return float(self.draws.mean())
+
+    @property
+    def standard_error(self) -> float:
+        """Monte-Carlo error of :attr:`nats`: one standard deviation of the estimate, 0 if exact."""
+        return _standard_error(self.draws)
+
+    @property
+    def ppl(self) -> float:
+        """Perplexity, exp(nats)."""
+        return float(np.exp(self.nats))
+
+    def above(self, other: Perplexity) -> tuple[float, float]:
+        """Nats per token by which this exceeds ``other``, and the standard error of that difference.
+
+        With the same text and seed both were asked to predict the same tokens from the same context, so the error of
+        their difference is far smaller than that of either. Raises ValueError if they were not.
+        """
+        names = ("samples", "tokens", "length", "seed")
+        ours, theirs = ((len(p.draws), p.tokens, p.length, p.seed) for p in (self, other))
+        for name, mine, its in zip(names, ours, theirs, strict=True):
+            if mine != its:
+                raise ValueError(
+                    f"{name} differ, {mine} and {its}: measure both with the same text and settings"
+                )
+        gap = self.draws - other.draws
+        return float(gap.mean()), _standard_error(gap)
+
+    def __repr__(self) -> str:
+        error = "" if self.exact else f" ± {self.standard_error:.2g}"
+        how = "exact" if self.exact else f"diffusion bound, {len(self.draws)} draws"
+        return (
+            f"Perplexity under {self.label}: {self.ppl:.4g} ({self.nats:.4f}{error} nats per token)\n"
+            f"  {how}, predicted in {self.kind} steps; {self.tokens:,} tokens in windows of {self.length}"
+        )
+
+
+def perplexity(
+    dlm: DLM,
+    texts: Any = None,
+    policy: Policy | None = None,
+    *,
+    length: int = 512,
+    samples: int = 64,
+    seed: int = 0,
+    batch_size: int = 8,
+    progress: bool = True,
+) -> Perplexity:
+    """Estimate the diffusion bound on −log p of ``texts`` per token, predicting as ``policy`` does.
+
+    The bound of a window x of L tokens, divided by L, is the mean of −log p(x_i | what is not masked) over the masked
+    positions i, with the number l of masked positions uniform in 1 … L and the positions uniform given l (LLaDA,
+    arXiv 2502.09992, eq. 6: the form with exactly l masks, of lower variance than masking each with a probability).
+
+    Each of the ``samples`` draws picks a window, with a probability proportional to its length, and l and the
+    positions. l is stratified: the range of l / L is cut into samples / 2 equal strata, of two draws each, whose
+    differences give the standard error. It is the error of the estimate for these texts, not for others like them.
+    Windows, l and positions depend on ``seed`` alone: see :meth:`Perplexity.above` for differences between policies.
+
+    Under a sparse policy each prediction comes from a sparse step whose pattern was chosen at that same state, so what
+    shows is the sparsity, not the age of a pattern.
+
+    Parameters
+    ----------
+    texts : a string, a list of strings, or token ids; by default the bundled held-out code. Each is cut into windows
+        of ``length`` tokens; what is left at its end is a shorter one.
+    samples : draws, an even number; each costs one forward pass of a window, under PulseCol two, under SparseD three.
+    batch_size : windows at a time. The logits [batch_size, length, V] must fit into memory. Policies that draw at
+        random draw anew for every batch.
+
+    An autoregressive model needs no bound: every window is scored once, exactly, ``samples`` and ``seed`` play no
+    part, and the first token of each window, which nothing predicts, is left out.
+
+    Raises ValueError before anything is run for values that cannot work.
+    """
+    policy = Dense() if policy is None else policy
+    _check(dlm, length, samples, batch_size)
+    windows = _windows(dlm, texts, length)
+    draws = [_all_but_the_first(window) for window in windows]
+    if not dlm.spec.causal:
+        draws = _draw(windows, samples, seed)
+    nats, kind = [], ""
+    with tqdm(total=len(draws), desc=policy.label, unit="window", disable=not progress, leave=False) as bar:
+        for at in range(0, len(draws), batch_size):
+            batch = draws[at : at + batch_size]
+            scores, kind = _score(dlm, batch, policy, seed + at)
+            nats.append(scores)
+            bar.update(len(batch))
+    values = torch.cat(nats).cpu().numpy()
+    if dlm.spec.causal:
+        values = np.average(values, weights=[int(scored.sum()) for _, scored in draws])[None]
+    return Perplexity(policy.label, kind, values, sum(map(len, windows)), length, seed)
+
+
+def _check(dlm: DLM, length: int, samples: int, batch_size: int) -> None:
+    shortest = 2 if dlm.spec.causal else 1
+    if not shortest <= length <= dlm.spec.max_length:
+        raise ValueError(
+            f"length={length} must be in {shortest}…{dlm.spec.max_length}, the positions of {dlm.spec.name!r}"
+        )
+    if samples < 2 or samples % 2:
+        raise ValueError(f"samples={samples} must be even and at least 2: two are drawn from each stratum")
+    if batch_size < 1:
+        raise ValueError(f"batch_size={batch_size} must be at least 1 window")
+
+
+def _windows(dlm: DLM, texts: Any, length: int) -> list[Tensor]:
+    """The token ids of ``texts`` in windows [at most ``length``] with something to predict."""
+    if texts is None:
+        tokenizer_of(dlm, "held-out texts")
+        texts = held_out_text()
+    encoded = dlm.encode(texts)
+    rows = [row[start:] for row, start in zip(encoded.tokens, encoded.start.tolist(), strict=True)]
+    if not dlm.spec.causal and any((row == mask_token(dlm, "the diffusion bound")).any() for row in rows):
+        raise ValueError(
+            f"the text holds the mask token {dlm.spec.mask_id}, which nothing can tell from a hidden one"
+        )
+    shortest = 2 if dlm.spec.causal else 1
+    windows = [window for row in rows for window in row.split(length) if len(window) >= shortest]
+    if not windows:
+        raise ValueError(
+            f"no text has {shortest} tokens, the fewest that {dlm.spec.name!r} can predict among"
+        )
+    return windows
+
+
+def _draw(windows: Sequence[Tensor], samples: int, seed: int) -> list[tuple[Tensor, Tensor]]:
+    """Windows [L] and the positions to mask in each, bool [L]; draws 2h and 2h + 1 come from stratum h."""
+    generator = torch.Generator().manual_seed(seed)
+    lengths = torch.tensor([len(window) for window in windows], dtype=torch.float64)
+    which = torch.multinomial(lengths, samples, replacement=True, generator=generator)
+    within = torch.rand(samples, generator=generator, dtype=torch.float64)
+    share = (torch.arange(samples) // 2 + within) / (samples // 2)
+    draws = []
+    for index, part in zip(which.tolist(), share.tolist(), strict=True):
+        window = windows[index]
+        count = min(int(part * len(window)) + 1, len(window))  # rounding may lift the share to 1
+        masked = torch.zeros(len(window), dtype=torch.bool)
+        masked[torch.randperm(len(window), generator=generator)[:count]] = True
+        draws.append((window, masked))
+    return draws
+
+
+def _all_but_the_first(window: Tensor) -> tuple[Tensor, Tensor]:
+    return window, torch.arange(len(window)) > 0
+
+
+def _score(dlm: DLM, batch: Sequence[tuple[Tensor, Tensor]], policy: Policy, seed: int) -> tuple[Tensor, str]:
+    """Mean −log p of the scored tokens of every row, nats, float64 [B], and the kind of step that predicted."""
+    encoded = dlm.encode([window for window, _ in batch])
+    tokens = encoded.tokens.to(dlm.device)
+    scored = torch.zeros_like(encoded.tokens, dtype=torch.bool)
+    for row, (window, positions) in zip(scored, batch, strict=True):
+        row[-len(window) :] = positions
+    scored = scored.to(dlm.device)
+    inputs = tokens if dlm.spec.causal else tokens.masked_fill(scored, mask_token(dlm, "the diffusion bound"))
+    start = encoded.start.to(dlm.device) if encoded.start.any() else None
+    prediction = predict(dlm, inputs, policy, start=start, seed=seed)
+    nats = negative_log_likelihood(prediction.logits[scored], tokens[scored])
+    total = torch.zeros(len(batch), dtype=torch.float64, device=dlm.device)
+    total.index_add_(0, scored.nonzero()[:, 0], nats)
+    return total / scored.sum(1), prediction.kind
+
+
+def _standard_error(draws: np.ndarray) -> float:
+    """Of the mean of ``draws`` [n], of which each two neighbours share a stratum; 0 for a single value.
+
+    The difference of two draws of a stratum has twice its variance, so the squares add up to that of the sum.
+    """
+    if len(draws) == 1:
+        return 0.0
+    return float(np.sqrt(np.square(draws[0::2] - draws[1::2]).sum()) / len(draws))
