@@ -1,11 +1,13 @@
 """Tasks with known answers, and how probable held-out text is: what a model can do, and what a policy costs it.
 
-:func:`retrieval` makes questions about rows in a long prompt, :func:`accuracy` counts the exact answers.
-:func:`perplexity` bounds the likelihood of a text, with the error of that estimate.
+:func:`retrieval` makes questions about rows in a long prompt and :func:`infilling` holes in held-out code;
+:func:`accuracy` counts the exact answers to both, and :func:`infill` says how every hole was filled. :func:`perplexity`
+bounds the likelihood of a text, with the error of that estimate.
 """
 
 from dlm_lens.measure.tasks.accuracy import accuracy
 from dlm_lens.measure.tasks.held_out import held_out_text
+from dlm_lens.measure.tasks.infilling import SPANS, InfillingItem, infill, infilling
 from dlm_lens.measure.tasks.perplexity import Perplexity, perplexity
 from dlm_lens.measure.tasks.retrieval import (
     GEN_LENGTH,
@@ -20,7 +22,9 @@ from dlm_lens.measure.tasks.retrieval import (
 
 __all__ = [
     "GEN_LENGTH",
+    "SPANS",
     "VARIANTS",
+    "InfillingItem",
     "Perplexity",
     "Question",
     "TaskItem",
@@ -29,6 +33,8 @@ __all__ = [
     "compose",
     "correct",
     "held_out_text",
+    "infill",
+    "infilling",
     "perplexity",
     "retrieval",
 ]

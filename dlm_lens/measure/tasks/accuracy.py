@@ -9,6 +9,7 @@ from tqdm.auto import tqdm
 
 from dlm_lens.denoising import denoise
 from dlm_lens.measure.speed import uninterrupted
+from dlm_lens.measure.tasks.infilling import InfillingItem, infill
 from dlm_lens.measure.tasks.retrieval import TaskItem, correct
 
 if TYPE_CHECKING:
@@ -19,7 +20,7 @@ if TYPE_CHECKING:
 
 def accuracy(
     dlm: DLM,
-    items: Sequence[TaskItem],
+    items: Sequence[TaskItem | InfillingItem],
     *,
     policy: Policy | None = None,
     sampler: Sampler | None = None,
@@ -27,19 +28,42 @@ def accuracy(
     batch_size: int = 8,
     progress: bool = True,
 ) -> float:
-    """Share of ``items``, 0-1, that the model answers exactly under ``policy``.
+    """Share of ``items``, 0-1, that the model answers or fills exactly under ``policy``.
 
-    Items are denoised in batches of ``batch_size``; ``sampler`` and ``steps`` as in :func:`dlm_lens.denoise`, by
-    default one step per generated token.
+    Questions are denoised in batches of ``batch_size``; ``sampler`` and ``steps`` as in :func:`dlm_lens.denoise`, by
+    default one step per generated token. Holes are filled by :func:`infill`, which tells more than this share.
     """
     if not items:
         raise ValueError("accuracy needs at least one task item")
+    how: dict[str, Any] = {
+        "policy": policy,
+        "sampler": sampler,
+        "steps": steps,
+        "batch_size": batch_size,
+        "progress": progress,
+    }
+    questions = [item for item in items if isinstance(item, TaskItem)]
+    holes = [item for item in items if isinstance(item, InfillingItem)]
+    if len(questions) + len(holes) < len(items):
+        kinds = sorted({type(item).__name__ for item in items})
+        raise TypeError(f"task items come from retrieval() or infilling(); these are {', '.join(kinds)}")
+    right = _answered(dlm, questions, **how)
+    if holes:
+        right += int(infill(dlm, holes, **how)["exact"].sum())
+    return right / len(items)
+
+
+def _answered(
+    dlm: DLM, questions: Sequence[TaskItem], *, steps: int | None, batch_size: int, progress: bool, **how: Any
+) -> int:
+    """How many questions are answered exactly."""
     right = 0
-    how: dict[str, Any] = {"policy": policy, "sampler": sampler}
     by_length: dict[int, list[TaskItem]] = {}
-    for item in items:
+    for item in questions:
         by_length.setdefault(item.gen_length, []).append(item)
-    with tqdm(total=len(items), desc="answering", unit="question", disable=not progress, leave=False) as bar:
+    with tqdm(
+        total=len(questions), desc="answering", unit="question", disable=not progress, leave=False
+    ) as bar:
         for gen_length, group in by_length.items():
             for at in range(0, len(group), batch_size):
                 batch = group[at : at + batch_size]
@@ -48,4 +72,4 @@ def accuracy(
                 answers = uninterrupted(out).texts
                 right += sum(correct(item, text) for item, text in zip(batch, answers, strict=True))
                 bar.update(len(batch))
-    return right / len(items)
+    return right
