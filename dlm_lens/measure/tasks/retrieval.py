@@ -70,13 +70,15 @@ def retrieval(
     Parameters
     ----------
     dlm : the model whose tokenizer counts the tokens.
+    length : from what the question, its rows and the answer take (20 to 110 tokens) to the model's positions.
     variant : ``"single"`` asks for the value of one key; ``"multi_key"`` for 2-6 keys in one question;
         ``"multi_value"`` for all 2-4 values that one key has, in order; ``"two_hop"`` for a key whose row names
         another key, to be answered by that key's row.
     code : share of the prompt that is held-out code instead of other rows, 0-1; None draws it per item.
+
+    Raises ValueError for a length that does not hold the question or exceeds the model's, and other wrong values.
     """
-    if variant not in VARIANTS:
-        raise ValueError(f"unknown task variant {variant!r}: choose one of {', '.join(VARIANTS)}")
+    _check(dlm, n, length, variant, code)
     tokenizer = tokenizer_of(dlm, "retrieval questions")
     encode: Encode = cache(lambda text: tuple(tokenizer.encode(text, add_special_tokens=False)))
     filler = encode(held_out_text())
@@ -90,6 +92,21 @@ def retrieval(
         text = tokenizer.decode(prompt.tolist())
         items.append(TaskItem(prompt, text, question.answer, variant, gen_length))
     return items
+
+
+def _check(dlm: DLM, n: int, length: int, variant: str, code: float | None) -> None:
+    if variant not in VARIANTS:
+        raise ValueError(f"unknown task variant {variant!r}: choose one of {', '.join(VARIANTS)}")
+    if n < 1:
+        raise ValueError(f"n={n} must be at least 1 question")
+    if code is not None and not 0 <= code <= 1:
+        raise ValueError(f"code={code} must be a share in [0, 1], or None to draw it for every item")
+    if length > dlm.spec.max_length:
+        raise ValueError(f"length={length} exceeds the {dlm.spec.max_length} positions of {dlm.spec.name!r}")
+    if length <= GEN_LENGTH[variant]:
+        raise ValueError(
+            f"length={length} must exceed the {GEN_LENGTH[variant]} positions of an answer to {variant!r}"
+        )
 
 
 def correct(item: TaskItem, generated: str) -> bool:
@@ -129,7 +146,8 @@ def compose(
     room = length - sum(map(len, asked)) - len(tail)
     if room < 0:
         raise ValueError(
-            f"a prompt of {length} tokens has no room for {question.question!r}; ask for a longer one"
+            f"a prompt of {length} tokens has no room for {question.question!r} and its rows, which take"
+            f" {length - room}; ask for a length of at least {-room} more"
         )
     others = _other_rows(rng, question, int(room * (1 - code)), encode, end)
     room -= sum(map(len, others))

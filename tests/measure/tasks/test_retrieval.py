@@ -18,7 +18,7 @@ def lookup(text: str, key: str) -> list[str]:
 
 
 @pytest.mark.parametrize("variant", tasks.VARIANTS)
-@pytest.mark.parametrize("length", [256, 512])
+@pytest.mark.parametrize("length", [128, 512, 4096])
 def test_the_answer_follows_from_the_prompt(tiny, variant, length):
     for item in tasks.retrieval(tiny, 6, length=length, variant=variant, seed=1):
         assert len(item.prompt) + item.gen_length == length
@@ -43,6 +43,14 @@ def test_prompts_have_the_length_asked_for(seed, length, code):
     assert min(places) >= 0
 
 
+@pytest.mark.parametrize(
+    ("variant", "length"), [("single", 24), ("two_hop", 40), ("multi_value", 76), ("multi_key", 112)]
+)
+def test_questions_fit_into_hardly_more_than_their_rows(tiny, variant, length):
+    for item in tasks.retrieval(tiny, 16, length=length, variant=variant):
+        assert len(item.prompt) + item.gen_length == length
+
+
 def test_seeds_make_the_questions(tiny):
     first, again, other = (tasks.retrieval(tiny, 3, length=256, seed=seed) for seed in (0, 0, 1))
     assert [item.text for item in first] == [item.text for item in again]
@@ -52,8 +60,20 @@ def test_seeds_make_the_questions(tiny):
 def test_bad_questions_are_refused(tiny, random_dlm):
     with pytest.raises(ValueError, match=r"unknown task variant 'doble'.*two_hop"):
         tasks.retrieval(tiny, variant="doble")
-    with pytest.raises(ValueError, match="no room"):
-        tasks.retrieval(tiny, length=20)
+    with pytest.raises(
+        ValueError, match=r"prompt of 10 tokens has no room for .* which take 1\d.* at least \d more"
+    ):
+        tasks.retrieval(tiny, length=18)
+    with pytest.raises(
+        ValueError, match=r"length=32 must exceed the 32 positions of an answer to 'multi_key'"
+    ):
+        tasks.retrieval(tiny, length=32, variant="multi_key")
+    with pytest.raises(ValueError, match="length=4097 exceeds the 4096 positions of 'tiny'"):
+        tasks.retrieval(tiny, length=4097)
+    with pytest.raises(ValueError, match="n=0 must be at least 1"):
+        tasks.retrieval(tiny, 0)
+    with pytest.raises(ValueError, match=r"code=1.5 must be a share in \[0, 1\]"):
+        tasks.retrieval(tiny, code=1.5)
     with pytest.raises(ValueError, match="no tokenizer"):
         tasks.retrieval(random_dlm)
     with pytest.raises(ValueError, match="at least one"):
@@ -80,7 +100,7 @@ def test_the_bundled_models_answer_as_their_cards_say(name, folder, root):
 
 
 def test_a_wrong_answer_is_not_counted(tiny):
-    items = tasks.retrieval(tiny, 8, length=256, seed=5)
+    items = tasks.retrieval(tiny, 4, length=64, seed=5)
     assert tasks.accuracy(tiny, items, progress=False) == 1
     wrong = [tasks.TaskItem(i.prompt, i.text, "none", i.variant, i.gen_length) for i in items]
     assert tasks.accuracy(tiny, wrong, progress=False) == 0
