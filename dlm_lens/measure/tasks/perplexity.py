@@ -95,7 +95,7 @@ def perplexity(
 
     The bound of a window x of L tokens, divided by L, is the mean of −log p(x_i | what is not masked) over the masked
     positions i, with the number l of masked positions uniform in 1 … L and the positions uniform given l (LLaDA,
-    arXiv 2502.09992, eq. 6: the form with exactly l masks, of lower variance than masking each with a probability).
+    arXiv 2502.09992, on evaluating likelihoods: exactly l masks vary less than masking each token with a probability).
 
     Each of the ``samples`` draws picks a window, with a probability proportional to its length, and l and the
     positions. l is stratified: the range of l / L is cut into samples / 2 equal strata, of two draws each, whose
