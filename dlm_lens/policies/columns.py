@@ -27,6 +27,8 @@ if TYPE_CHECKING:
     from dlm_lens.attention import StepContext
 
 _TINY = torch.finfo(torch.float32).tiny
+# Scores that a policy makes itself are made for as many groups at a time as fit into this many bytes.
+_SCORE_BYTES = 64 << 20
 
 
 def column_budget(sparsity: float, keys: int) -> int:
@@ -104,6 +106,21 @@ def best_columns(
     budget = column_budget(sparsity, k.shape[2])
     pieces = column_scores(q, k, group_size=group_size, lse=lse)
     columns, counts = zip(*(select_best(scores, budget) for _, scores in pieces), strict=True)
+    return torch.cat(columns, dim=2), torch.cat(counts, dim=2)
+
+
+def select_in_pieces(
+    score: Callable[[int, int], Tensor], groups: int, group_bytes: int, count: int
+) -> tuple[Tensor, Tensor]:
+    """Lists and counts of the ``count`` keys with the highest positive scores of each of ``groups``.
+
+    ``score(first, end)`` makes those of some groups, float32 [rows, H, end − first, n], ``group_bytes`` for each.
+    """
+    step = max(1, _SCORE_BYTES // group_bytes)
+    pieces = [
+        select_columns(score(first, min(first + step, groups)), count) for first in range(0, groups, step)
+    ]
+    columns, counts = zip(*pieces, strict=True)
     return torch.cat(columns, dim=2), torch.cat(counts, dim=2)
 
 

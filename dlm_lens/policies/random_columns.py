@@ -5,14 +5,16 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 import torch
-from dlm_kernels.select_columns import select_columns
 from torch import Tensor
 
 from dlm_lens.policies.base import PolicyRun, RunInfo
-from dlm_lens.policies.columns import ColumnPolicy, FixedColumnsRun, column_budget, refuse_causal
-
-# Random scores of a layer are drawn for as many groups at a time as fit into this many bytes.
-_DRAW_BYTES = 64 << 20
+from dlm_lens.policies.columns import (
+    ColumnPolicy,
+    FixedColumnsRun,
+    column_budget,
+    refuse_causal,
+    select_in_pieces,
+)
 
 
 @dataclass(frozen=True)
@@ -36,13 +38,10 @@ class RandomColumns(ColumnPolicy):
     def _draw(self, q: Tensor, generator: torch.Generator) -> tuple[Tensor, Tensor]:
         """Random lists for queries [rows, H, L, D], one of round((1 − sparsity) · L) keys for each group."""
         rows, heads, length, _ = q.shape
-        budget = column_budget(self.sparsity, length)
-        groups = -(-length // self.group_size)
-        at_once = max(1, _DRAW_BYTES // (4 * rows * heads * length))
-        pieces = []
-        for first in range(0, groups, at_once):
-            shape = rows, heads, min(at_once, groups - first), length
-            scores = 1 - torch.rand(shape, generator=generator, device=q.device)  # a zero is never selected
-            pieces.append(select_columns(scores, budget))
-        columns, counts = zip(*pieces, strict=True)
-        return torch.cat(columns, dim=2), torch.cat(counts, dim=2)
+
+        def score(first: int, end: int) -> Tensor:
+            shape = rows, heads, end - first, length
+            return 1 - torch.rand(shape, generator=generator, device=q.device)  # a zero is never selected
+
+        groups, budget = -(-length // self.group_size), column_budget(self.sparsity, length)
+        return select_in_pieces(score, groups, 4 * rows * heads * length, budget)

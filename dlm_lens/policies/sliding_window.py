@@ -59,12 +59,21 @@ def windows(q: Tensor, group_size: int, sparsity: float, sinks: int) -> tuple[Te
     budget = column_budget(sparsity, length)
     sinks = min(sinks, budget)
     window = budget - sinks
-    begin = torch.arange(0, length, group_size, device=q.device)
-    last = (begin + group_size - 1).clamp_max(length - 1)
-    # Twice the distance from the window's middle to the group's is least; ties go to the lower window.
-    first = ((begin + last - window + 1) // 2).clamp(sinks, length - window)
+    first = window_starts(twice_middles(length, group_size, q.device), window, length, lowest=sinks)
     around = first[:, None] + torch.arange(window, device=q.device)
-    always = torch.arange(sinks, device=q.device).expand(len(begin), sinks)
+    always = torch.arange(sinks, device=q.device).expand(len(first), sinks)
     columns = torch.cat([always, around], dim=1).int().expand(rows, heads, -1, -1).contiguous()
     counts = torch.full(columns.shape[:3], budget, dtype=torch.int32, device=q.device)
     return columns, counts
+
+
+def twice_middles(length: int, group_size: int, device: torch.device) -> Tensor:
+    """First plus last position of each group of queries, int64 [groups]: twice its middle."""
+    begin = torch.arange(0, length, group_size, device=device)
+    return begin + (begin + group_size - 1).clamp_max(length - 1)
+
+
+def window_starts(twice_middle: Tensor, window: int, length: int, lowest: int = 0) -> Tensor:
+    """First key of the ``window`` consecutive ones from ``lowest`` on whose middle is nearest to each of
+    ``twice_middle`` / 2; ties go to the lower window. int64 like ``twice_middle``."""
+    return ((twice_middle - window + 1) // 2).clamp(lowest, length - window)
