@@ -30,6 +30,7 @@ _NAMES: dict[str, str | None] = {
     "PulseCol": "dlm_lens.policies",
     "SparseD": "dlm_lens.policies",
     "SinkAwareKV": "dlm_lens.policies",
+    "SinkAwareHeads": "dlm_lens.policies",
     "OracleColumns": "dlm_lens.policies",
     "SlidingWindow": "dlm_lens.policies",
     "StreamingLLM": "dlm_lens.policies",

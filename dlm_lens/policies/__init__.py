@@ -7,6 +7,7 @@ from dlm_lens.policies.fast_dllm import FastDLLM
 from dlm_lens.policies.oracle_columns import OracleColumns
 from dlm_lens.policies.pulsecol import PulseCol
 from dlm_lens.policies.random_columns import RandomColumns
+from dlm_lens.policies.sink_aware_heads import SinkAwareHeads
 from dlm_lens.policies.sink_aware_kv import SinkAwareKV
 from dlm_lens.policies.sliding_window import SlidingWindow, StreamingLLM
 from dlm_lens.policies.sparsed import SparseD
@@ -23,6 +24,7 @@ __all__ = [
     "PulseCol",
     "RandomColumns",
     "RunInfo",
+    "SinkAwareHeads",
     "SinkAwareKV",
     "SlidingWindow",
     "SparseD",

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Protocol
 
 import torch
 from torch import Tensor
@@ -16,8 +16,6 @@ from torch import Tensor
 if TYPE_CHECKING:
     from dlm_lens.attention import StepContext
     from dlm_lens.models import Spec
-    from dlm_lens.policies.columns import ColumnPattern
-    from dlm_lens.samplers import Sampler
 
 
 @dataclass(frozen=True)
@@ -74,6 +72,20 @@ class RunInfo:
         return self.prompt_length + self.gen_length
 
 
+class Pattern(Protocol):
+    """What a sparse step kept in a layer, as far as measurements need to know it."""
+
+    @property
+    def density(self) -> float:
+        """Share of the work of dense attention that was done, mean over samples and heads."""
+
+    def retained_mass(self, q: Tensor, k: Tensor, *, lse: Tensor | None = None) -> tuple[Tensor, Tensor]:
+        """Share of the dense attention that was kept: mean and minimum over valid queries, float32 [B, H] each.
+
+        ``q`` [B, H, L, D], ``k`` [B, Hkv, L, D]; ``lse`` [B, H, L], the dense log-sum-exp, where it is known.
+        """
+
+
 class Policy(ABC):
     """The parameters of a method that decides what attention computes; one object serves any run."""
 
@@ -88,7 +100,7 @@ class Policy(ABC):
 
     @property
     def density(self) -> float:
-        """Share of the keys that a sparse step attends to; 1.0 for dense attention."""
+        """Share of the work of dense attention, keys or heads, that a sparse step does; 1.0 for dense attention."""
         return 1.0
 
     @property
@@ -108,13 +120,6 @@ class PolicyRun(ABC):
     def attend(self, layer: int, q: Tensor, k: Tensor, v: Tensor, context: StepContext) -> Tensor:
         """Output [B, H, Lq, D] of one layer for ``q`` [B, H, Lq, D] and ``k, v`` [B, Hkv, Lk, D]."""
 
-    def given_up(self, tokens: Tensor) -> Tensor | None:
-        """bool [B, L]: masked positions of the state ``tokens`` that are never to be decided; None for none.
-
-        They become end-of-text, and a run ends when nothing else is masked.
-        """
-        return None
-
-    def pattern(self, layer: int) -> ColumnPattern | None:
+    def pattern(self, layer: int) -> Pattern | None:
         """What the current step kept in this layer, once it has attended; None if that was everything."""
         return None

@@ -18,7 +18,7 @@ from dlm_lens.trace_store import STATISTICS, TraceWriter, create_store, read_dat
 if TYPE_CHECKING:
     from dlm_lens.attention import StepContext
     from dlm_lens.policies import PolicyRun, StepPlan
-    from dlm_lens.policies.columns import ColumnPattern
+    from dlm_lens.policies.base import Pattern
 
 
 @dataclass(frozen=True)
@@ -188,9 +188,7 @@ class Recorder:
         )
 
 
-def _retained_mass(
-    q: Tensor, k: Tensor, attention: LayerAttention, pattern: "ColumnPattern | None"
-) -> Tensor:
+def _retained_mass(q: Tensor, k: Tensor, attention: LayerAttention, pattern: "Pattern | None") -> Tensor:
     """Dense mass on what the policy kept of all rows and heads, [B, H]; 1 where it kept everything."""
     if pattern is None:
         return torch.ones(q.shape[:2])
