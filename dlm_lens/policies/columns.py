@@ -21,6 +21,7 @@ from dlm_kernels.select_columns import select_columns
 from dlm_kernels.share_columns import SharedColumns, share_columns
 from torch import Tensor
 
+from dlm_lens.attention import dense_attention
 from dlm_lens.policies.base import Policy, PolicyRun, RunInfo, StepPlan
 
 if TYPE_CHECKING:
@@ -83,7 +84,13 @@ def spans_of(start: Tensor | None) -> list[Span]:
     """The whole batch as one span where nothing is padded, otherwise one span per sample."""
     if start is None:
         return [Span(slice(None), 0)]
-    return [Span(slice(b, b + 1), first) for b, first in enumerate(start.tolist())]
+    return sample_spans(start, len(start))
+
+
+def sample_spans(start: Tensor | None, batch: int) -> list[Span]:
+    """One span per sample of a batch, padded or not: for policies that treat samples differently."""
+    firsts = [0] * batch if start is None else start.tolist()
+    return [Span(slice(b, b + 1), first) for b, first in enumerate(firsts)]
 
 
 def select_best(scores: Tensor, count: int) -> tuple[Tensor, Tensor]:
@@ -128,15 +135,15 @@ def select_in_pieces(
 class ColumnLists:
     """The kept keys of one span: ``columns`` int32 [rows, H, groups, K] ascending, of which the first
     ``counts`` int32 [rows, H, groups] are meant. Groups and keys count from the span's first valid
-    position.
+    position. Both are None for a sample that keeps everything beside others that do not (:meth:`everything`).
 
     On a GPU, lists of groups smaller than its tiles of 128 queries are kept merged (``SharedColumns``):
     attention over them is several times faster, and they take less than half of the memory.
     """
 
     span: Span
-    columns: Tensor | SharedColumns
-    counts: Tensor
+    columns: Tensor | SharedColumns | None
+    counts: Tensor | None
 
     @classmethod
     def build(cls, span: Span, columns: Tensor, counts: Tensor, group_size: int, keys: int) -> ColumnLists:
@@ -145,9 +152,19 @@ class ColumnLists:
             return cls(span, share_columns(columns, counts, keys=keys, group_size=group_size), counts)
         return cls(span, columns, counts)
 
+    @classmethod
+    def everything(cls, span: Span) -> ColumnLists:
+        """All keys, for a ``span`` of one sample; attention over them is dense."""
+        return cls(span, None, None)
+
+    def shares(self, keys: int) -> list[float]:
+        """Kept keys (or blocks) of each sample as a share of ``keys``, mean over heads and groups."""
+        return [1.0] if self.counts is None else (self.counts.double().mean(dim=(1, 2)) / keys).tolist()
+
     @property
     def arguments(self) -> tuple[Tensor | SharedColumns, Tensor | None]:
-        """The pattern as the kernels take it."""
+        """The pattern as the kernels take it; there must be lists."""
+        assert self.columns is not None
         return self.columns, None if isinstance(self.columns, SharedColumns) else self.counts
 
 
@@ -183,9 +200,10 @@ class ColumnPattern:
     @property
     def density(self) -> float:
         """Kept keys (or blocks) as a share of the valid ones, mean over samples, heads and groups."""
-        there = [-(-(self.length - c.span.first) // self.block_size) for c in self.lists]
-        shares = [c.counts.double().mean(dim=(1, 2)) / n for c, n in zip(self.lists, there, strict=True)]
-        return float(torch.cat(shares).mean())
+        shares = [
+            share for c in self.lists for share in c.shares(-(-(self.length - c.span.first) // self.block_size))
+        ]
+        return sum(shares) / len(shares)
 
     def attend(self, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
         """Softmax attention over the kept keys only, [B, H, L, D]; rows of padding are zero."""
@@ -198,6 +216,8 @@ class ColumnPattern:
         return out
 
     def _attend(self, lists: ColumnLists, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+        if lists.columns is None:
+            return dense_attention(q, k, v)
         if self.block_size > 1:
             return block_sparse_attention(q, k, v, *lists.arguments, block_size=self.block_size)
         return column_sparse_attention(q, k, v, *lists.arguments, group_size=self.group_size)
@@ -207,18 +227,20 @@ class ColumnPattern:
 
         Both [B, H] float32; ``lse`` [B, H, L], the dense log-sum-exp, saves computing it again.
         """
-        parts = [
-            retained_mass(
-                c.span.of(q),
-                c.span.of(k),
-                *c.arguments,
-                group_size=self.group_size,
-                block_size=self.block_size,
-                lse=None if lse is None else c.span.of(lse),
-            )
-            for c in self.lists
-        ]
+        parts = [self._retained_mass(c, q, k, lse) for c in self.lists]
         return torch.cat([mean for mean, _ in parts]), torch.cat([minimum for _, minimum in parts])
+
+    def _retained_mass(
+        self, lists: ColumnLists, q: Tensor, k: Tensor, lse: Tensor | None
+    ) -> tuple[Tensor, Tensor]:
+        span = lists.span
+        q, k, lse = span.of(q), span.of(k), None if lse is None else span.of(lse)
+        if lists.columns is None:
+            everything = torch.ones(q.shape[:2], device=q.device)
+            return everything, everything
+        return retained_mass(
+            q, k, *lists.arguments, group_size=self.group_size, block_size=self.block_size, lse=lse
+        )
 
 
 class FixedColumnsRun(PolicyRun):
