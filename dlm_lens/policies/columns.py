@@ -201,7 +201,9 @@ class ColumnPattern:
     def density(self) -> float:
         """Kept keys (or blocks) as a share of the valid ones, mean over samples, heads and groups."""
         shares = [
-            share for c in self.lists for share in c.shares(-(-(self.length - c.span.first) // self.block_size))
+            share
+            for c in self.lists
+            for share in c.shares(-(-(self.length - c.span.first) // self.block_size))
         ]
         return sum(shares) / len(shares)
 
