@@ -29,6 +29,8 @@ _NAMES: dict[str, str | None] = {
     "RandomColumns": "dlm_lens.policies",
     "PulseCol": "dlm_lens.policies",
     "SparseD": "dlm_lens.policies",
+    "WindowDiffusion": "dlm_lens.policies",
+    "FastDLLM": "dlm_lens.policies",
     "SinkAwareKV": "dlm_lens.policies",
     "SinkAwareHeads": "dlm_lens.policies",
     "OracleColumns": "dlm_lens.policies",

@@ -19,7 +19,7 @@ import torch
 
 import dlm_lens as dl
 from dlm_lens.measure.environment import provenance
-from dlm_lens.measure.shapes import SHAPES
+from dlm_lens.measure.shapes import SHAPES, random_of_shape
 from dlm_lens.measure.speed import peak_memory
 from dlm_lens.recording.memory import format_bytes
 
@@ -41,22 +41,6 @@ class Cost:
         """Mean over the steps of a kind."""
         chosen = [ms for step_kind, ms in self.steps if step_kind == kind]
         return sum(chosen) / len(chosen)
-
-
-def build(shape: str, tokens: int) -> DLM:
-    """A model of a published shape with random weights for so many positions: in bf16, the small one in float32."""
-    spec = SHAPES[shape]
-    return dl.random_model(
-        spec.family,
-        layers=spec.layers,
-        hidden=spec.hidden,
-        heads=spec.heads,
-        kv_heads=spec.kv_heads,
-        mlp=spec.mlp,
-        vocab=spec.vocab,
-        max_length=tokens,
-        dtype=torch.float32 if shape == "tiny" else torch.bfloat16,
-    )
 
 
 def measure(dlm: DLM, tokens: int, gen_length: int, steps: int) -> list[Cost]:
@@ -127,7 +111,7 @@ def main(arguments: list[str] | None = None) -> int:
         parser.error(
             f"--tokens must exceed the {options.gen_length} that are generated, got {options.tokens}"
         )
-    dlm = build(options.shape, options.tokens)
+    dlm = random_of_shape(options.shape, options.tokens)
     costs = measure(dlm, options.tokens, options.gen_length, options.steps)
     print(f"{options.shape} at {options.tokens:,} tokens, all layers and heads, {options.steps} steps")
     print(describe(costs))

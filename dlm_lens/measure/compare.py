@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 import pandas as pd
 from tqdm.auto import tqdm
 
-from dlm_lens.denoising import default_sampler
+from dlm_lens.denoising import sampler_of
 from dlm_lens.measure import tasks as task_module
 from dlm_lens.measure.audit import Audit, audit_names, reopened
 from dlm_lens.measure.audit import audit as run_audit
@@ -26,7 +26,7 @@ from dlm_lens.policies.dense import BACKENDS
 from dlm_lens.samplers import Sampler
 
 if TYPE_CHECKING:
-    from dlm_lens.measure.tasks import TaskItem
+    from dlm_lens.measure.tasks import InfillingItem, TaskItem
     from dlm_lens.models import DLM
     from dlm_lens.trace import Trace
 
@@ -47,7 +47,7 @@ def compare(
     sampler: Sampler | None = None,
     repeats: int = 1,
     seed: int = 0,
-    tasks: Sequence[TaskItem] | None = None,
+    tasks: Sequence[TaskItem | InfillingItem] | None = None,
     control: bool = True,
     audit: bool = False,
     path: str | PathLike | None = None,
@@ -61,7 +61,8 @@ def compare(
     is PyTorch's FlashAttention-2 where it runs and is not what :class:`Dense` takes anyway. Unless ``control=False``
     :class:`RandomColumns` is added at the sparsity of every sparse policy: a policy that is not better than random
     keys has chosen nothing. Runs are warmed up and take turns, ``repeats`` times, every other round in the opposite
-    order. ``tasks`` are questions with answers, from :func:`dlm_lens.tasks.retrieval`.
+    order. Without a ``sampler`` a policy that is published with one of its own is measured with it, all others with the
+    model's. ``tasks`` are questions with answers, from :func:`dlm_lens.tasks.retrieval`.
 
     Returns a tidy table, one row per policy, prompt set and repetition:
 
@@ -99,8 +100,6 @@ def compare(
     differs where ``path`` holds measurements of something else; Ctrl-C raises KeyboardInterrupt.
     """
     steps = gen_length if steps is None else steps
-    sampler = default_sampler(dlm.spec, gen_length) if sampler is None else sampler
-    sampler.check(gen_length, steps)
     if repeats < 1:
         raise ValueError(f"repeats={repeats} must be at least 1")
     record = provenance(dlm, seed=seed)
@@ -188,6 +187,8 @@ class _Comparison:
             seed=self.run["seed"],
         )
         for policy in self.policies.values():
+            sampler = self.run["sampler"] or sampler_of(policy, spec, gen_length)
+            sampler.check(gen_length, info.steps)
             policy.start(info)
         return fingerprint(prompt.tokens, prompt.start)
 

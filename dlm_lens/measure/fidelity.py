@@ -162,7 +162,7 @@ class _Shadow:
 
     def __init__(self, dlm: DLM, policy: Policy, info: RunInfo) -> None:
         self._dlm, self._info, self._label = dlm, info, policy.label
-        self._dense = isinstance(policy, Dense)  # its predictions are there already
+        self._dense = policy == Dense()  # its predictions are there already
         self._run: PolicyRun = policy.start(info)
         self._rows: list[dict[str, Any]] = []
         self._retained = np.full((info.steps, info.spec.layers, info.spec.heads), np.nan, np.float32)

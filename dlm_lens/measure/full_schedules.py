@@ -27,9 +27,9 @@ import torch
 
 import dlm_lens as dl
 from dlm_lens.denoising_loop import Loop
-from dlm_lens.measure.capture_cost import SHAPES
 from dlm_lens.measure.environment import provenance
 from dlm_lens.measure.schedule import schedule
+from dlm_lens.measure.shapes import SHAPES, random_of_shape
 from dlm_lens.measure.speed import peak_memory
 
 if TYPE_CHECKING:
@@ -94,10 +94,8 @@ class Bench:
 
     def kinds(self, policy: Policy, length: int, steps: int) -> dict[str, int]:
         """How many steps of each kind a schedule has."""
-        if isinstance(policy, dl.Dense):
-            return {"dense": steps}
         shape = {"prompt_length": length - self.gen_length, "gen_length": self.gen_length}
-        return schedule(policy, self.dlm.spec, steps=steps, **shape).kinds
+        return schedule(policy, steps, self.dlm, **shape).kinds
 
     def check(self, policy: Policy, length: int, steps: int, projected: Row) -> Row:
         """A schedule really run, beside what the times of the row ``projected`` say of it."""
@@ -184,7 +182,7 @@ def window_policies() -> list[Policy]:
 def measure(options: argparse.Namespace) -> dict[str, Any]:
     """All rows that were asked for, printed as they come."""
     longest = max([*options.lengths, options.window_prompt + options.window_gen])
-    dlm = dl.random_model(**SHAPES[options.shape], max_length=longest)
+    dlm = random_of_shape(options.shape, longest)
     gpu = dlm.device.type == "cuda"
     bench = Bench(dlm, options.gen_length)
     rows: list[Row] = []

@@ -72,7 +72,7 @@ def predict(
         plan = run.plan(step, tokens)
         if plan.queries is not None:
             raise ValueError(
-                f"{policy.label} computes only {len(plan.queries)} of {info.length} positions at a step, so it has"
+                f"{policy.label} computes only {plan.queries.shape[1]} of {info.length} positions at a step, so it has"
                 " no predictions for the others; measure it by its runs, with compare() or accuracy()"
             )
         wanted = keep if step == last else range(0)

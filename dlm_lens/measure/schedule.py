@@ -138,8 +138,11 @@ def replay(
     # A plan needs no backend, and those of a GPU refuse to start on the CPU, where runs are planned.
     run = (Dense() if isinstance(policy, Dense) else policy).start(info)
     for step in range(steps):
-        open_ = (committed_at >= step) | (committed_at < -1)
-        yield _work(run.plan(step, tokens.masked_fill(open_, blank)), policy, info.length)
+        state = tokens.masked_fill((committed_at >= step) | (committed_at < -1), blank)
+        given_up = run.given_up(state)
+        if given_up is not None:
+            state = state.masked_fill(given_up, info.spec.eos_id)
+        yield _work(run.plan(step, state), policy, info.length)
 
 
 def _work(plan: StepPlan, policy: Policy, length: int) -> StepWork:

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from dlm_lens.models import DLM, Spec
+import torch
+
+from dlm_lens.models import DLM, Spec, random_model
 
 SHAPES: dict[str, Spec] = {
     "llada-8b": Spec(
@@ -74,3 +76,19 @@ def spec_of(model: DLM | Spec | str) -> Spec:
     if model not in SHAPES:
         raise ValueError(f"unknown shape {model!r}: choose one of {', '.join(map(repr, SHAPES))}, or a model")
     return SHAPES[model]
+
+
+def random_of_shape(shape: str, tokens: int) -> DLM:
+    """A model of a published shape with random weights for so many positions: in bf16, the small one in float32."""
+    spec = SHAPES[shape]
+    return random_model(
+        spec.family,
+        layers=spec.layers,
+        hidden=spec.hidden,
+        heads=spec.heads,
+        kv_heads=spec.kv_heads,
+        mlp=spec.mlp,
+        vocab=spec.vocab,
+        max_length=tokens,
+        dtype=torch.float32 if shape == "tiny" else torch.bfloat16,
+    )

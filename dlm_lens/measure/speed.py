@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
-from dlm_lens.denoising import Denoised, denoise
+from dlm_lens.denoising import Denoised, denoise, sampler_of
 from dlm_lens.policies import Policy
 from dlm_lens.samplers import Sampler
 
@@ -36,7 +36,7 @@ def timed_runs(
     *,
     gen_length: int,
     steps: int,
-    sampler: Sampler,
+    sampler: Sampler | None,
     seed: int,
     repetitions: Sequence[int],
 ) -> Iterator[Run]:
@@ -48,8 +48,9 @@ def timed_runs(
     common: dict[str, Any] = {"gen_length": gen_length, "sampler": sampler, "seed": seed, "progress": False}
     if not repetitions:
         return
-    few = warm_up_steps(sampler, gen_length, steps)
     for policy in policies:
+        own = sampler_of(policy, dlm.spec, gen_length) if sampler is None else sampler
+        few = warm_up_steps(own, gen_length, steps)
         uninterrupted(denoise(dlm, prompt, policy=policy, steps=few, **common))
     for repetition in repetitions:
         turns = list(enumerate(policies))

@@ -16,6 +16,7 @@ from torch import Tensor
 if TYPE_CHECKING:
     from dlm_lens.attention import StepContext
     from dlm_lens.models import Spec
+    from dlm_lens.samplers import Sampler
 
 
 @dataclass(frozen=True)
@@ -119,6 +120,13 @@ class PolicyRun(ABC):
     @abstractmethod
     def attend(self, layer: int, q: Tensor, k: Tensor, v: Tensor, context: StepContext) -> Tensor:
         """Output [B, H, Lq, D] of one layer for ``q`` [B, H, Lq, D] and ``k, v`` [B, Hkv, Lk, D]."""
+
+    def given_up(self, tokens: Tensor) -> Tensor | None:
+        """bool [B, L]: masked positions of the state ``tokens`` that are never to be decided; None for none.
+
+        They become end-of-text, and a run ends when nothing else is masked.
+        """
+        return None
 
     def pattern(self, layer: int) -> Pattern | None:
         """What the current step kept in this layer, once it has attended; None if that was everything."""

@@ -4,7 +4,7 @@ from collections.abc import Iterable, Sequence
 from os import PathLike
 from typing import TYPE_CHECKING, Any
 
-from dlm_lens.denoising import default_sampler, denoise
+from dlm_lens.denoising import denoise, sampler_of
 from dlm_lens.policies import Dense, Policy
 from dlm_lens.recording.base import Statistic
 from dlm_lens.recording.column_mass import ColumnMass
@@ -63,7 +63,8 @@ def capture(
     """
     steps = gen_length if steps is None else steps
     policy = Dense() if policy is None else policy
-    sampler = default_sampler(dlm.spec, gen_length) if sampler is None else sampler
+    if sampler is None and isinstance(policy, Policy):
+        sampler = sampler_of(policy, dlm.spec, gen_length)
     chosen = Selection(
         statistics=_statistics(statistics),
         steps=_numbers("record_steps", record_steps, steps),

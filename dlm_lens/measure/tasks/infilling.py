@@ -131,9 +131,9 @@ def _fill(
         logits = predict(dlm, tokens, policy, keep=hole, seed=seed).logits
         if step == 0:
             nats = negative_log_likelihood(logits.flatten(0, 1), hidden.flatten()).view_as(hidden).mean(1)
-        chosen = sampler.commit(Candidates(step, steps, region == mask, logits, generator))
+        chosen = sampler.commit(Candidates.everywhere(step, steps, region == mask, logits, generator))
         region.copy_(torch.where(chosen.where, chosen.tokens, region))
-        if sampler.ends_early and not (region == mask).any():
+        if not (region == mask).any():
             break
     assert dlm.tokenizer is not None
     texts = dlm.tokenizer.batch_decode(region.tolist())
