@@ -17,7 +17,7 @@ from dlm_lens.measure import tasks as task_module
 from dlm_lens.measure.audit import Audit, audit_names, reopened
 from dlm_lens.measure.audit import audit as run_audit
 from dlm_lens.measure.environment import can_attend, provenance
-from dlm_lens.measure.fidelity import walk
+from dlm_lens.measure.fidelity import Fidelity, walk
 from dlm_lens.measure.rounds import Measurements, fingerprint, weights_fingerprint
 from dlm_lens.measure.rows import FLASH2, round_rows, with_speedups
 from dlm_lens.measure.speed import Run, timed_runs
@@ -81,8 +81,8 @@ def compare(
     ``token_agreement``    share of generated tokens equal to those of the dense run
     ``argmax_agreement``   on the states of the dense run: share of masked positions with the same argmax
     ``kl``                 there: mean KL(dense ‖ policy), nats
-    ``retained_mass``      there: dense attention on the kept keys in sparse steps, mean;
-                           ``retained_worst_layer`` of the layer that keeps least
+    ``retained_mass``      there: dense attention on the kept keys in sparse steps, mean; NaN with cached
+                           steps; ``retained_worst_layer`` of the layer that keeps least
     ``accuracy``           share of ``tasks`` answered exactly; NaN without tasks
     ``projected``          False: every number was measured
     ``audit``              with ``audit=True``: name of the trace of this policy and prompt set, or None
@@ -241,15 +241,7 @@ class _Comparison:
         bar.set_postfix_str(f"{name}: fidelity")
         prompt, lineup = self.prompts[name], list(self.policies.values())
         found = walk(self.dlm, prompt, lineup, **self.run, progress=False)
-        near = {
-            label: {
-                "argmax_agreement": fidelity.agreement,
-                "kl": fidelity.kl,
-                "retained_mass": fidelity.retained_mean,
-                "retained_worst_layer": fidelity.retained_worst_layer,
-            }
-            for label, fidelity in zip(self.policies, found, strict=True)
-        }
+        near = {label: _nearness(fidelity) for label, fidelity in zip(self.policies, found, strict=True)}
         done.add(("fidelity", name), near)
         bar.update()
 
@@ -284,6 +276,17 @@ class _Comparison:
                 accuracy = done["accuracy", label] if self.tasks else math.nan
                 rows.append({"policy": label, "prompts": name, **row, **near[label], "accuracy": accuracy})
         return rows
+
+
+def _nearness(found: Fidelity) -> dict[str, float]:
+    """The columns that a fidelity fills; what cached steps leave out is not measured, so it must not look like none."""
+    known = not found.steps["kind"].eq("cached").any()
+    return {
+        "argmax_agreement": found.agreement,
+        "kl": found.kl,
+        "retained_mass": found.retained_mean if known else math.nan,
+        "retained_worst_layer": found.retained_worst_layer if known else math.nan,
+    }
 
 
 def _lineup(policies: Sequence[Policy], *, control: bool, flash2: bool) -> list[Policy]:

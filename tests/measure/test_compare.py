@@ -1,4 +1,5 @@
 import json
+from dataclasses import replace
 
 import numpy as np
 import pandas as pd
@@ -146,6 +147,25 @@ def test_accuracy_is_asked_of_every_policy(random_dlm, monkeypatch):
     table = dl.compare(random_dlm, PROMPT, [dl.PulseCol(sparsity=0.5)], tasks=items, **QUICK)
     assert set(table["accuracy"]) == {0.75}
     assert len(asked) == 3
+
+
+class CachedSteps(dl.Dense):
+    """Dense steps that call themselves cached."""
+
+    label = "Cached"
+
+    def start(self, info):
+        run = super().start(info)
+        plan = run.plan
+        run.plan = lambda step, tokens: replace(plan(step, tokens), kind="cached")
+        return run
+
+
+def test_what_cached_steps_keep_is_unknown(random_dlm):
+    cached = rows(dl.compare(random_dlm, PROMPT, [CachedSteps()], **QUICK), "Cached")
+    assert cached["retained_mass"].isna().all()
+    assert cached["retained_worst_layer"].isna().all()
+    assert cached["ms_cached"].notna().all()
 
 
 def test_an_autoregressive_model_is_measured_without_control():
