@@ -27,6 +27,9 @@ class SinkAwareKV(Policy):
     2. to the ``window`` consecutive keys centred on the group, moved inwards at the ends, nearest first;
     3. to the other keys, those with most mass at the step before first.
 
+    But for the window all groups of a head keep the same keys: where groups look for different ones, as in retrieval,
+    :class:`~dlm_lens.policies.pulsecol.PulseCol` keeps more of the attention at the same budget.
+
     ``mode="drop_transient"`` takes out of these the *transient* sinks, whose membership in S_t changed in more than
     the share ``transience`` of the last ``memory`` comparisons of a step with the next: their places go to other
     keys, and only a budget that would otherwise stay empty reaches them. ``mode="keep"`` keeps all sinks alike.
