@@ -62,7 +62,7 @@ def compare(
     :class:`RandomColumns` is added at the sparsity of every sparse policy: a policy that is not better than random
     keys has chosen nothing. Runs are warmed up and take turns, ``repeats`` times, every other round in the opposite
     order. Without a ``sampler`` a policy that is published with one of its own is measured with it, all others with the
-    model's. ``tasks`` are questions with answers, from :func:`dlm_lens.tasks.retrieval`.
+    model's. ``tasks`` have known answers: from :func:`dlm_lens.tasks.retrieval` or :func:`dlm_lens.tasks.infilling`.
 
     Returns a tidy table, one row per policy, prompt set and repetition:
 
@@ -145,7 +145,7 @@ class _Comparison:
     prompts: dict[str, Any]
     policies: dict[str, Policy]
     run: dict[str, Any]
-    tasks: Sequence[TaskItem]
+    tasks: Sequence[TaskItem | InfillingItem]
     repeats: int
     audits: dict[tuple[str, str], str]
 
@@ -160,9 +160,7 @@ class _Comparison:
             "prompts": {name: self._checked(name) for name in self.prompts},
             "policies": {label: repr(policy) for label, policy in self.policies.items()},
             **{name: value if isinstance(value, int) else repr(value) for name, value in self.run.items()},
-            "tasks": fingerprint(
-                *(v for item in self.tasks for v in (item.prompt, item.answer, item.gen_length))
-            ),
+            "tasks": fingerprint(*(value for item in self.tasks for value in vars(item).values())),
             **{name: record[name] for name in _SAME},
         }
 
