@@ -49,9 +49,9 @@ class Bench:
     gen_length: int
     compiled: bool = False
 
-    def run(self, policy: Policy, length: int, steps: int, gen_length: int | None = None) -> pd.DataFrame:
+    def run(self, policy: Policy, length: int, steps: int) -> pd.DataFrame:
         """Timings of a run over random tokens, ``length`` of them with those generated."""
-        gen_length = gen_length or self.gen_length
+        gen_length = self.gen_length
         random = torch.Generator().manual_seed(0)
         prompt = torch.randint(3, self.dlm.spec.vocab - 2, (length - gen_length,), generator=random)
         sampler = dl.LowConfidence(block_length=gen_length)
@@ -108,7 +108,7 @@ class Bench:
     def whole(self, policy: Policy, length: int) -> Row:
         """A run of as many steps as tokens, after a short one that compiles."""
         gen = self.gen_length
-        self.run(policy, length - gen + 64, 64, gen_length=64)
+        self.run(policy, length, -(-gen // 16))
         with peak_memory(self.dlm.device) as peak:
             timings = self.run(policy, length, gen)
         total = float(timings["ms"].sum())
