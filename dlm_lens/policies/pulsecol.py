@@ -32,19 +32,24 @@ class PulseCol(ColumnPolicy):
     padding L counts the sample's valid positions and groups begin at the first of them.
 
     **Adaptive refresh** (``refresh="adaptive"``), which the paper names as future work, is ours. The first step
-    refreshes; afterwards a step does if in the step before the pattern kept more than ``drift`` less of the dense
-    attention than when it was chosen: a difference of shares, so 0.05 are five points, 0 is any loss, and ``inf``
-    never refreshes again. It is the mean over layers, heads and the queries of ``drift_groups`` groups, which
+    refreshes; afterwards a step does if in the step before it the pattern kept less of the dense attention than when
+    it was chosen, by more than ``drift``: a difference of shares, so 0.05 is five points, 0 any loss, and ``inf``
+    never refreshes again. Its loss is the mean over layers, heads and the queries of ``drift_groups`` groups, which
     lie at even distances up to the last. There are at most ``refresh_count`` refreshes, so that the cost has a
     bound, anywhere in the run: ``refresh_window`` does not apply. Every sample of a batch refreshes when it
     would alone, while the others of the batch stay sparse; each is an attention call of its own. Looking at 4
-    groups of 32 takes 0.2% of the operations of a layer's dense attention at 64k positions (25% at 512), and
-    nothing once the refreshes are used up.
+    groups of 32 takes 0.2% of the operations of a layer's dense attention at 64k positions (27% at 512), counted and
+    not measured, and nothing once the refreshes are used up.
 
     **Budgets per head** (``budget="mass:0.95"``), ours too: a group needs the fewest columns whose scores sum to
     0.95, a head the mean of its groups' needs. The columns that equal budgets would keep in a layer, H · K per group,
     are divided among the heads in proportion to their needs: exactly as many, at least 1 and at most L for a head.
     The lists of all heads are as wide as the largest budget in memory, and a refresh makes its scores twice.
+
+    Neither is a gain for certain: on the bundled model at 512 positions adaptive refreshes were no better than as many
+    spread evenly over the run (``refresh_window=1.0``), and budgets per head were better at 50% sparsity but worse at
+    80% and much worse at 90%, where even a head that needs little gets less than that. See
+    ``figures/data/pulsecol-variants-cpu.json`` and :mod:`dlm_lens.measure.pulsecol_variants`.
 
     Source: arXiv 2605.20813, sections on column-sparse selection and refresh schedule.
     """

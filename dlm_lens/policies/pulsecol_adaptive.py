@@ -46,9 +46,8 @@ class AdaptiveRun(PolicyRun):
             if not watch.refreshing:
                 watch.look(layer, span.of(q), span.of(k))
                 continue
-            lists[sample] = ColumnLists.everything(
-                span
-            )  # the old lists must not take memory beside the new ones
+            # The old lists must not take memory beside the new ones.
+            lists[sample] = ColumnLists.everything(span)
             columns, counts = self._policy.choose(span, q, k, context.lse)
             watch.chosen(layer, columns, counts, span.of(q), span.of(k))
             keys = q.shape[2] - span.first

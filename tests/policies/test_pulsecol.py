@@ -215,10 +215,11 @@ def test_retained_mass_is_the_dense_mass_on_the_kept_columns():
 
 @pytest.mark.gpu
 @pytest.mark.parametrize("starts", [None, [0, 21]], ids=str)
-def test_on_a_gpu_small_groups_share_lists_and_mean_the_same(starts):
+@pytest.mark.parametrize("refresh", ["uniform", "adaptive"])
+def test_on_a_gpu_small_groups_share_lists_and_mean_the_same(refresh, starts):
     start = None if starts is None else torch.tensor(starts)
     q, k, v = inputs(batch=2, length=300, dim=64)
-    policy = dl.PulseCol(sparsity=0.7, group_size=32, refresh_count=1)
+    policy = dl.PulseCol(sparsity=0.7, group_size=32, refresh_count=2, refresh_window=0.01, refresh=refresh)
     outputs = []
     for device in ("cpu", "cuda"):
         run = policy.start(info(length=300, batch=2))
