@@ -88,6 +88,7 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument("--gen-length", type=int, default=64, help="of the code (%(default)s)")
     parser.add_argument("--steps", type=int, help="of the code (default: as many as tokens)")
     parser.add_argument("--repeats", type=int, default=1)
+    parser.add_argument("--quality", action="store_true", help="keep no times: lengths were run side by side")
     parser.add_argument("--path", type=Path, help="folder to keep measurements in, and to take them up from")
     parser.add_argument("--out", type=Path, help="JSON file to write")
     options = parser.parse_args(arguments)
@@ -98,6 +99,9 @@ def main(arguments: list[str] | None = None) -> int:
     for length in options.lengths:
         table = table_at(dlm, length, policies, options)
         print(f"\n{length} tokens\n{format_summary(table)}", flush=True)
+        if options.quality:
+            timed = [name for name in table if "ms" in name.split("_") or name.startswith("speedup")]
+            table = table.drop(columns=timed)
         rows += json.loads(table.to_json(orient="records"))
     if options.out:
         about = table.attrs["provenance"] | {"items": options.items, "code_prompts": options.prompts}

@@ -87,7 +87,7 @@ class FirstHalf(dl.Dense):
     def start(self, info: RunInfo) -> PolicyRun:
         class Run(_DenseRun):
             def plan(self, step, tokens):
-                return StepPlan(step, "dense", queries=torch.arange(info.length // 2))
+                return StepPlan(step, "dense", queries=torch.arange(info.length // 2)[None])
 
         return Run()
 
