@@ -100,7 +100,9 @@ def main(arguments: list[str] | None = None) -> int:
         table = table_at(dlm, length, policies, options)
         print(f"\n{length} tokens\n{format_summary(table)}", flush=True)
         if options.quality:
-            timed = [name for name in table if "ms" in name.split("_") or name.startswith("speedup")]
+            timed = [
+                name for name in map(str, table) if "ms" in name.split("_") or name.startswith("speedup")
+            ]
             table = table.drop(columns=timed)
         rows += json.loads(table.to_json(orient="records"))
     if options.out:
