@@ -138,10 +138,7 @@ def test_more_repetitions_can_be_asked_for_later(random_dlm, tmp_path, measured)
     [
         ({"seed": 1}, "seed was 0 and is 1"),
         ({"steps": 8}, "steps was 4 and is 8"),
-        (
-            {"sampler": dl.LowConfidence(4)},
-            r"sampler was LowConfidence\(block_length=8.*is LowConfidence\(block",
-        ),
+        ({"sampler": dl.LowConfidence(4)}, r"sampler was None and is LowConfidence\(block_length=4"),
         ({"tasks": None}, "tasks was"),
         ({"control": True}, r"policies\[Random columns 50%\] was absent"),
     ],
