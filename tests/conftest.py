@@ -24,7 +24,8 @@ import dlm_lens as dl
 
 ROOT = Path(__file__).resolve().parent.parent
 
-torch.set_num_threads(min(2, torch.get_num_threads()))
+_workers = int(os.environ.get("PYTEST_XDIST_WORKER_COUNT", "1"))
+torch.set_num_threads(max(1, min(2, torch.get_num_threads() // _workers)))
 hypothesis.settings.register_profile("dlm-lens", deadline=None, max_examples=25, derandomize=True)
 hypothesis.settings.load_profile("dlm-lens")
 
