@@ -41,6 +41,7 @@ notebooks: $(VENV)/.installed-dev
 figures: $(VENV)/.installed-dev
 	$(BIN)/python figures/readme.py
 	$(BIN)/python figures/kernels.py
+	$(BIN)/python figures/schedules.py
 
 bench: $(VENV)/.installed
 	@mkdir -p $(OUT)
