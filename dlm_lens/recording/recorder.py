@@ -92,7 +92,8 @@ class Recorder:
         """Note the state ``tokens`` [B, L] that enters the step."""
         if plan.queries is not None or plan.keys is not None:
             raise TraceError(
-                f"step {step} ({plan.kind}) computes part of the positions; only whole steps are recorded"
+                f"step {step} ({plan.kind}) computes part of the positions; only whole steps are recorded: capture"
+                " a dense run, and measure this policy with dl.compare()"
             )
         self._step, self._tokens = step, tokens.cpu().numpy()
         if self._writer is None:
