@@ -42,6 +42,7 @@ figures: $(VENV)/.installed-dev
 	$(BIN)/python figures/readme.py
 	$(BIN)/python figures/kernels.py
 	$(BIN)/python figures/schedules.py
+	$(BIN)/python figures/policies.py
 
 bench: $(VENV)/.installed
 	@mkdir -p $(OUT)
