@@ -1,8 +1,8 @@
 """Draw what every policy loses on the bundled model, by the share of keys left out and by length.
 
 ``python figures/policies.py`` reads ``figures/data/policies-cpu.json``, made by
-``python -m dlm_lens.measure.policy_table``, and writes ``figures/policies.png`` and ``figures/policies-dark.png``. KL is a
-mean over all steps: of the 8 there (4 at 2,048 tokens), PulseCol refreshes in 2 (1) and SparseD is dense in 3 (2).
+``python -m dlm_lens.measure.policy_table``, and writes ``figures/policies.png`` and ``figures/policies-dark.png``.
+KL is a mean over all steps: of the 8 there (4 at 2,048 tokens), PulseCol refreshes in 2 (1), SparseD is dense in 3 (2).
 """
 
 from __future__ import annotations
