@@ -25,7 +25,8 @@ demo: $(VENV)/.installed
 	$(BIN)/dlm-lens demo --out $(OUT)/demo
 
 test: lint
-	$(BIN)/python -m pytest tests notebooks -n auto --maxprocesses=4 --dist worksteal --nbmake --nbmake-timeout=600 --durations=10
+	$(BIN)/python -m pytest tests -n auto --maxprocesses=4 --dist worksteal --durations=10
+	$(BIN)/python -m pytest notebooks --nbmake --nbmake-timeout=600 --durations=0
 
 lint: $(VENV)/.installed-dev
 	$(BIN)/ruff check .

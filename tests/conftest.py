@@ -10,6 +10,10 @@ from pathlib import Path
 os.environ["HF_HUB_OFFLINE"] = "1"
 os.environ["MPLBACKEND"] = "Agg"
 os.environ["TQDM_DISABLE"] = "1"
+# Workers share the cores; more threads than cores would wait for each other. Processes that tests start inherit it.
+os.environ["OMP_NUM_THREADS"] = str(
+    max(1, min(2, (os.cpu_count() or 1) // int(os.environ.get("PYTEST_XDIST_WORKER_COUNT", "1"))))
+)
 
 import hypothesis
 import numpy as np
@@ -24,8 +28,7 @@ import dlm_lens as dl
 
 ROOT = Path(__file__).resolve().parent.parent
 
-_workers = int(os.environ.get("PYTEST_XDIST_WORKER_COUNT", "1"))
-torch.set_num_threads(max(1, min(2, torch.get_num_threads() // _workers)))
+torch.set_num_threads(int(os.environ["OMP_NUM_THREADS"]))
 hypothesis.settings.register_profile("dlm-lens", deadline=None, max_examples=25, derandomize=True)
 hypothesis.settings.load_profile("dlm-lens")
 

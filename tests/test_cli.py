@@ -207,7 +207,14 @@ def begin_long_capture(path: Path) -> subprocess.Popen:
     """A capture in a process of its own that has finished some of its 128 steps, and far from all."""
     command = [sys.executable, "-m", "dlm_lens.cli", "capture", "--prompt", PROMPT * 20]
     command += ["--gen-length", "128", "--out", str(path), "--device", "cpu"]
-    process = subprocess.Popen(command, stderr=subprocess.PIPE, text=True, cwd=Path(__file__).parents[1])
+    process = subprocess.Popen(
+        command,
+        stderr=subprocess.PIPE,
+        text=True,
+        cwd=Path(__file__).parents[1],
+        # Shells start background jobs deaf to Ctrl-C, and so would be all that these start.
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
+    )
     while process.poll() is None:
         try:
             if len(dl.open_trace(path).steps) >= 2:
