@@ -76,7 +76,7 @@ def compare(
     ``backend``            of the baseline: the dense backend with the lowest median total, on ``device``
     ``speedup``            total of the baseline / total, in the same repetition
     ``speedup_vs_flash2``  the same against PyTorch's FlashAttention-2, which papers use; NaN without it
-    ``amdahl_bound``       highest speed-up over Dense if only what is computed counted (:func:`schedule`)
+    ``amdahl_bound``       speed-up over Dense if what is computed ran as efficiently (:func:`schedule`)
     ``peak_memory_mb``     GPU: allocated; Linux: resident memory of the process; NaN elsewhere
     ``token_agreement``    share of generated tokens equal to those of the dense run
     ``argmax_agreement``   on the states of the dense run: share of masked positions with the same argmax

@@ -82,10 +82,12 @@ def _bars(ax: Axes, speed: pd.DataFrame, bound: pd.Series | None, palette: Palet
         ax.scatter(bound, rows, marker="|", s=180, color=palette.text, label="Amdahl bound")
         ax.legend(**_UNDERNEATH)
     ax.axvline(1, color=palette.dim, linestyle="--", linewidth=1, zorder=0)
-    for row, value in enumerate(speed["median"]):
+    for row, (value, high) in enumerate(zip(speed["median"], speed["max"], strict=True)):
+        inside = value > 0.2 * ends  # a shorter bar has no room for its number
+        beyond = high if bound is None else np.fmax(high, bound.iloc[row])
         ax.annotate(
-            f"{value:.2f}×", (0, row), xytext=(6, 0), textcoords="offset points",
-            va="center", fontweight="bold", color=ax.get_facecolor(),
+            f"{value:.2f}×", (0 if inside else beyond, row), xytext=(6, 0), textcoords="offset points",
+            va="center", fontweight="bold", color=ax.get_facecolor() if inside else palette.text,
         )  # fmt: skip
     ax.set_yticks(rows, list(speed.index))
     ax.invert_yaxis()
