@@ -17,11 +17,11 @@ from dlm_lens.measure import tasks as task_module
 from dlm_lens.measure.audit import Audit, audit_names, reopened
 from dlm_lens.measure.audit import audit as run_audit
 from dlm_lens.measure.environment import can_attend, provenance
-from dlm_lens.measure.fidelity import Fidelity, walk
+from dlm_lens.measure.fidelity import Fidelity, run_info, walk
 from dlm_lens.measure.rounds import Measurements, fingerprint, weights_fingerprint
 from dlm_lens.measure.rows import FLASH2, round_rows, with_speedups
 from dlm_lens.measure.speed import Run, timed_runs
-from dlm_lens.policies import Dense, Policy, RandomColumns, RunInfo
+from dlm_lens.policies import Dense, Policy, RandomColumns
 from dlm_lens.policies.dense import BACKENDS
 from dlm_lens.samplers import Sampler
 
@@ -168,22 +168,13 @@ class _Comparison:
         """Fingerprint of a prompt set that every policy can start on."""
         spec, gen_length = self.dlm.spec, self.run["gen_length"]
         prompt = self.dlm.encode(self.prompts[name])
-        batch, length = prompt.tokens.shape
+        length = prompt.tokens.shape[1]
         if length + gen_length > spec.max_length:
             raise ValueError(
                 f"prompt set {name!r} has {length} tokens, which with gen_length={gen_length} exceed the"
                 f" {spec.max_length} positions of {spec.name!r}; shorten one of them"
             )
-        info = RunInfo(
-            spec=spec,
-            prompt_length=length,
-            gen_length=gen_length,
-            steps=self.run["steps"],
-            batch=batch,
-            start=prompt.start.to(self.dlm.device) if prompt.start.any() else None,
-            device=self.dlm.device,
-            seed=self.run["seed"],
-        )
+        info = run_info(self.dlm, prompt, gen_length, self.run["steps"], self.run["seed"])
         for policy in self.policies.values():
             sampler = self.run["sampler"] or sampler_of(policy, spec, gen_length)
             sampler.check(gen_length, info.steps)

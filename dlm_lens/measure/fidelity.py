@@ -124,7 +124,7 @@ def walk(
     """:func:`fidelity` of several policies on one walk of the dense run."""
     steps = gen_length if steps is None else steps
     sampler = default_sampler(dlm.spec, gen_length) if sampler is None else sampler
-    info = _run_info(dlm, dlm.encode(prompt), gen_length, steps, seed)
+    info = run_info(dlm, dlm.encode(prompt), gen_length, steps, seed)
     shadows = [_Shadow(dlm, policy, info) for policy in policies]
     with tqdm(total=steps, desc="Fidelity", unit="step", disable=not progress) as bar:
         watcher = _Watcher(sampler, shadows, info.prompt_length, bar)
@@ -143,7 +143,8 @@ def walk(
     return [shadow.result() for shadow in shadows]
 
 
-def _run_info(dlm: DLM, prompt: Prompt, gen_length: int, steps: int, seed: int) -> RunInfo:
+def run_info(dlm: DLM, prompt: Prompt, gen_length: int, steps: int, seed: int) -> RunInfo:
+    """What a policy may know of an unguided run after ``prompt``."""
     batch, prompt_length = prompt.tokens.shape
     return RunInfo(
         spec=dlm.spec,
