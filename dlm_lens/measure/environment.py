@@ -25,16 +25,23 @@ _PACKAGES = ("torch", "triton", "transformers", "numpy")
 def provenance(dlm: DLM, *, seed: int) -> dict[str, Any]:
     """All that is needed to tell whether two measurements are comparable, ready for JSON."""
     return {
-        "date": datetime.now(UTC).isoformat(timespec="seconds"),
-        "command": " ".join([Path(sys.argv[0]).name, *sys.argv[1:]]),
         "model": dlm.spec.name,
         "dtype": str(dlm.dtype).removeprefix("torch."),
-        "device": device_name(dlm.device),
         "dense_backend": dense_backend(dlm),
+        "seed": seed,
+        **versions_and_device(dlm.device),
+    }
+
+
+def versions_and_device(device: torch.device | str = "cpu") -> dict[str, Any]:
+    """Date, command, versions and machine of this process, ready for JSON."""
+    return {
+        "date": datetime.now(UTC).isoformat(timespec="seconds"),
+        "command": " ".join([Path(sys.argv[0]).name, *sys.argv[1:]]),
+        "device": device_name(torch.device(device)),
         "cpu": cpu_name(),
         "cpu_count": os.cpu_count(),
         "threads": torch.get_num_threads(),
-        "seed": seed,
         "dlm_lens": dlm_lens.__version__,
         "git_revision": git_revision(),
         "python": platform.python_version(),
