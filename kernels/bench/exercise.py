@@ -1,8 +1,10 @@
 """Run every kernel once on small shapes, for a checker to watch:
 
-compute-sanitizer --tool memcheck python kernels/bench/exercise.py
+PYTORCH_NO_CUDA_MEMORY_CACHING=1 compute-sanitizer --tool memcheck python kernels/bench/exercise.py
 
-Ragged lengths, ragged lists, grouped heads, padding, shared and private lists, and both kernels for listed keys.
+Ragged lengths, ragged lists, grouped heads, padding, shared and private lists, both kernels for listed keys, and caches
+that are empty, partly filled and full. Without the variable PyTorch cuts tensors from larger pieces of memory, and what
+reads past the end of one meets its neighbour instead of the checker.
 """
 
 from __future__ import annotations
@@ -13,11 +15,13 @@ import torch
 from dlm_kernels import (
     attention_statistics,
     block_sparse_attention,
+    cached_attention,
     column_scores,
     column_sparse_attention,
     retained_mass,
     select_columns,
     share_columns,
+    store_in_cache,
 )
 
 
@@ -25,6 +29,7 @@ def main() -> None:
     torch.manual_seed(0)
     for dtype, dim, length in product((torch.bfloat16, torch.float32), (32, 64, 128), (129, 300)):
         exercise(dtype, dim, length)
+        exercise_cache(dtype, dim, length)
     rows = torch.rand(2, 20_000, device="cuda")
     select_columns(rows, 9000)
     select_columns(rows, top_p=0.5)
@@ -34,7 +39,7 @@ def main() -> None:
 
 
 def exercise(dtype: torch.dtype, dim: int, length: int) -> None:
-    """All operations on one problem of two samples, four query heads and two key heads."""
+    """All operations over whole sequences on one problem of two samples, four query heads and two key heads."""
     q = torch.randn(2, 4, length, dim, device="cuda", dtype=dtype)
     k, v = torch.randn(2, 2, 2, length, dim, device="cuda", dtype=dtype)
     start = torch.tensor([0, 21], device="cuda")
@@ -58,6 +63,23 @@ def exercise(dtype: torch.dtype, dim: int, length: int) -> None:
         block_sparse_attention(q, k, v, blocks, counts, block_size=block_size)
         shared = share_columns(blocks, counts, keys=there, group_size=block_size)
         block_sparse_attention(q, k, v, shared, block_size=block_size)
+
+
+def exercise_cache(dtype: torch.dtype, dim: int, capacity: int) -> None:
+    """Storing and attending, for few and many queries of four samples, four query heads and two key heads.
+
+    The first cache is empty, the last full; the first and last slots are written.
+    """
+    lengths = torch.tensor([0, 1, capacity // 2, capacity], device="cuda")
+    for queries, index in product((1, 20, 270), (torch.int32, torch.int64)):
+        k, v = torch.zeros(2, 4, 2, capacity, dim, device="cuda", dtype=dtype)
+        fresh = torch.randn(2, 4, 2, min(queries, capacity), dim, device="cuda", dtype=dtype)
+        order = torch.rand(4, capacity, device="cuda")
+        order[:, [0, -1]] = torch.tensor([3.0, 2.0], device="cuda")  # these two come first
+        slots = order.argsort(1, descending=True)[:, : fresh.shape[3]]
+        store_in_cache(k, v, slots.to(index), *fresh)
+        q = torch.randn(4, 4, queries, dim, device="cuda", dtype=dtype)
+        cached_attention(q, k, v, lengths.to(index))
 
 
 if __name__ == "__main__":
