@@ -40,6 +40,7 @@ _NAMES: dict[str, str | None] = {
     "ColumnMass": "dlm_lens.recording",
     "PooledMap": "dlm_lens.recording",
     "RowEntropy": "dlm_lens.recording",
+    "Recall": "dlm_lens.recording",
     "FullMaps": "dlm_lens.recording",
     "Trace": "dlm_lens.trace",
     "open_trace": "dlm_lens.trace",

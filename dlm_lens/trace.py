@@ -13,6 +13,7 @@ from dlm_lens.trace_store import (
     BASE,
     FORMAT,
     KINDS,
+    LABELLED,
     MARKER,
     STATISTICS,
     VARIABLES,
@@ -46,11 +47,13 @@ class Trace:
                                                                 rows sum to 1
     ``row_entropy``     step, layer, head, query_bin            mean entropy of the query rows, nats
     ``retained_mass``   step, layer, head                       dense mass on the keys a sparse policy kept
+    ``recall``          step, layer, head, granularity, budget  best share of the attention that columns or
+                                                                blocks can keep at a budget of keys
     ``full_map``        step, layer, head, query, key           the attention probabilities themselves
     ==================  ======================================  ==============================================
 
     A batch of several prompts puts ``sample`` first in all of them but ``kind`` and ``step_ms``. The last
-    five are there when they were recorded. ``step``, ``layer`` and ``head`` carry the numbers of what was
+    six are there when they were recorded. ``step``, ``layer`` and ``head`` carry the numbers of what was
     recorded.
     """
 
@@ -174,7 +177,10 @@ class Trace:
         dataset = self.dataset
         coordinates = {dim: self._labels(dim) for dim in ("step", "layer", "head", "position")}
         sizes = {str(dim): size for dim, size in dataset.sizes.items() if dim not in coordinates}
-        writer = TraceWriter(create_store(path, overwrite), coordinates, sizes, self.statistics, self.attrs)
+        labels = {dim: dataset[dim].values.tolist() for dim in LABELLED if dim in dataset.coords}
+        writer = TraceWriter(
+            create_store(path, overwrite), coordinates, sizes, self.statistics, self.attrs, labels
+        )
         batch = dataset if "sample" in dataset.dims else dataset.expand_dims("sample")
         writer.write_start(batch["start"].values)
         writer.write_outcome(batch["final_tokens"].values, batch["committed_at"].values)

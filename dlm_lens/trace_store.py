@@ -47,11 +47,14 @@ STATISTICS: dict[str, tuple[tuple[str, ...], str]] = {
     "pooled_map": (("step", "layer", "head", "query_bin", "key_bin"), "float32"),
     "row_entropy": (("step", "layer", "head", "query_bin"), "float32"),
     "retained_mass": (("step", "layer", "head"), "float32"),
+    "recall": (("step", "layer", "head", "granularity", "budget"), "float32"),
     "full_map": (("step", "layer", "head", "query", "key"), "float32"),
 }
 VARIABLES = BASE | STATISTICS
 OF_THE_RUN = ("kind", "step_ms")
 COORDINATES = ("step", "layer", "head", "position")
+# Dimensions whose labels are texts or fractions: those are kept as JSON in the attributes of the group.
+LABELLED = ("granularity", "budget")
 
 
 def dimensions(name: str, batched: bool) -> tuple[str, ...]:
@@ -70,6 +73,7 @@ class TraceWriter:
     sizes : sizes of the other dimensions in use (``sample`` only for a batch of several prompts)
     statistics : names of the statistics that every step will bring
     attrs : JSON attributes of the trace
+    labels : texts or numbers by dimension, for those of ``LABELLED`` that are in use
     """
 
     def __init__(
@@ -79,18 +83,20 @@ class TraceWriter:
         sizes: Mapping[str, int],
         statistics: Sequence[str],
         attrs: Mapping[str, Any],
+        labels: Mapping[str, Sequence[str | float]] | None = None,
     ) -> None:
         self.names = (*BASE, *statistics)
         self.steps = list(coordinates["step"])
         self._batched = "sample" in sizes
         self._sizes = {**sizes, **{name: len(labels) for name, labels in coordinates.items()}}
         attributes = {**attrs, MARKER: FORMAT, "variables": list(self.names), "vocabulary": "{}"}
+        if labels:
+            attributes["labels"] = {dim: list(values) for dim, values in labels.items()}
         import zarr
 
         self._group = zarr.open_group(store, mode="w-", zarr_format=3, attributes=attributes)
         for name in COORDINATES:
-            labels = np.asarray(coordinates[name], dtype=np.int64)
-            self._create(name, (name,), "int64")[...] = labels
+            self._create(name, (name,), "int64")[...] = np.asarray(coordinates[name], dtype=np.int64)
         self._arrays = {name: self._create(name, self._dims(name), VARIABLES[name][1]) for name in self.names}
         self._arrays["finished"] = self._create("finished", ("step",), "uint8")
 
@@ -206,10 +212,12 @@ def read_dataset(store: Any) -> xr.Dataset:
         _check_files(Path(store), group, finished)
     try:
         dataset = xr.open_zarr(store, consolidated=False, zarr_format=3, chunks=None)
+        dataset = dataset.assign_coords(group.attrs.get("labels", {}))
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise TraceError(f"{where} is damaged: {error}") from error
     dataset = dataset[group.attrs["variables"]].drop_attrs(deep=True).assign_attrs(group.attrs)
-    del dataset.attrs["variables"]
+    for name in ("variables", "labels"):
+        dataset.attrs.pop(name, None)
     if len(finished) < dataset.sizes["step"]:
         dataset = dataset.isel(step=finished)
     return dataset.assign(kind=("step", np.array(KINDS)[dataset["kind"].values]))

@@ -6,6 +6,7 @@ from dlm_lens.recording.column_mass import ColumnMass
 from dlm_lens.recording.full_maps import FullMaps
 from dlm_lens.recording.memory import MemoryEstimate, estimate_memory
 from dlm_lens.recording.pooled_map import PooledMap
+from dlm_lens.recording.recall import Recall
 from dlm_lens.recording.recorder import Recorder, Selection
 from dlm_lens.recording.row_entropy import RowEntropy
 
@@ -16,6 +17,7 @@ __all__ = [
     "LayerAttention",
     "MemoryEstimate",
     "PooledMap",
+    "Recall",
     "Recorder",
     "RowEntropy",
     "Selection",

@@ -6,6 +6,7 @@ test that mirrors the file. Statistics of the same pass belong into ``dlm_kernel
 """
 
 from abc import ABC, abstractmethod
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from typing import ClassVar
@@ -53,6 +54,15 @@ class Statistic(ABC):
     @abstractmethod
     def shape(self, length: int) -> tuple[int, ...]:
         """Shape per layer and head for a sequence of ``length`` positions."""
+
+    @property
+    def labels(self) -> Mapping[str, Sequence[str | float]]:
+        """Labels of those dimensions of the shape that have any."""
+        return {}
+
+    def workspace(self, on_gpu: bool) -> int:
+        """Bytes that reducing a layer takes besides the tiles that all statistics share."""
+        return 0
 
     @abstractmethod
     def __call__(self, attention: LayerAttention) -> Tensor:

@@ -70,6 +70,7 @@ def estimate_memory(
     bins = max([s.bins for s in statistics if isinstance(s, BinnedStatistic)], default=1)
     tiles = min(chunk_budget(None, triton=True), 8 * batch * heads * bins * length) if on_gpu else _TILES
     # The step's values once as recorded and once as written.
+    tiles += max((statistic.workspace(on_gpu) for statistic in statistics), default=0)
     return MemoryEstimate(variables, 2 * sum(step.values()) + tiles)
 
 

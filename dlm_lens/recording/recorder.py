@@ -161,6 +161,7 @@ class Recorder:
             sizes,
             chosen.variables,
             {**self._attrs, "complete": False},
+            {dim: labels for statistic in chosen.statistics for dim, labels in statistic.labels.items()},
         )
         writer.write_start(self._start)
         return writer
