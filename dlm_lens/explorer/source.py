@@ -15,10 +15,12 @@ _FRAGMENTS = (
     "grid.js",
     "map.js",
     "raster.js",
+    "followed.js",
     "drift.js",
+    "age.js",
     "explorer.js",
 )
-_STYLES = ("theme.css", "explorer.css", "text.css")
+_STYLES = ("theme.css", "explorer.css", "text.css", "age.css")
 
 
 def _join(names: tuple[str, ...]) -> str:

@@ -76,7 +76,9 @@ class View:
 
     def step(self) -> int:
         self.settle()
-        return int(self.page.get_by_role("slider").get_attribute("aria-valuenow") or -1)
+        return int(
+            self.page.get_by_role("slider", name="Denoising step").get_attribute("aria-valuenow") or -1
+        )
 
     def chosen(self) -> str:
         self.settle()

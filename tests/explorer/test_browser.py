@@ -258,7 +258,7 @@ def test_the_widget_module_runs_in_a_host_with_a_model(look, trace, tmp_path):
     view.page.wait_for_selector("body[data-ready]")
     assert view.step() == 2
     assert view.chosen() == "layer 1, mean of its heads"
-    view.page.get_by_role("slider").press("ArrowRight")
+    view.page.get_by_role("slider", name="Denoising step").press("ArrowRight")
     view.page.wait_for_function("model.state.step === 3 && model.saved > 0")
     view.page.evaluate("model.push('head', 2)")
     assert view.chosen().startswith("layer 1, head 2")

@@ -90,6 +90,12 @@ class TraceData {
     return this.slice("committed_at", sample)[position];
   }
 
+  // Index of the shown step that decided a position, −1 for none: the last one not after the decision.
+  decidedIn(sample, position) {
+    const committed = this.committedAt(sample, position);
+    return this.steps.findLastIndex((label) => label <= committed);
+  }
+
   freshCount(sample, step) {
     const committed = this.slice("committed_at", sample);
     let count = 0;

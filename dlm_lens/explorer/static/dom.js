@@ -34,10 +34,12 @@ function icon(path) {
 }
 
 // A canvas in CSS pixels. Its size is read when the layout changed, not per frame: reading forces a layout.
-function makeCanvas(attributes) {
+// `paint(ctx, width, height, ratio)` draws on any 2D context, so that a picture to save is drawn by the same code.
+function makeCanvas(attributes, paint) {
   const node = el("canvas", attributes);
   const ctx = node.getContext("2d");
-  const surface = { node, ctx, width: 0, height: 0, ratio: 1 };
+  const surface = { node, ctx, paint, width: 0, height: 0, ratio: 1 };
+  node.surface = surface;
   const measure = () => {
     const ratio = window.devicePixelRatio || 1;
     const { clientWidth: width, clientHeight: height } = node;
@@ -52,6 +54,9 @@ function makeCanvas(attributes) {
     ctx.setTransform(surface.ratio, 0, 0, surface.ratio, 0, 0);
     ctx.clearRect(0, 0, surface.width, surface.height);
     return surface.width > 0 && surface.height > 0;
+  };
+  surface.draw = (changed) => {
+    if (surface.fit(changed)) paint(ctx, surface.width, surface.height, surface.ratio);
   };
   return surface;
 }

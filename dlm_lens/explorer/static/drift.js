@@ -17,8 +17,11 @@ function makeDrift(app) {
     view.body.append(missing("No sink drift: this trace has no column_mass. Capture it with ColumnMass()."));
     return { root: view.root, update() {} };
   }
-  const base = makeCanvas({ class: "dl-drift" });
-  const over = makeCanvas({ class: "dl-drift dl-overlay", role: "img" });
+  const base = makeCanvas({ class: "dl-drift" }, (ctx, width, height) => drawBase(ctx, frame(width, height)));
+  const over = makeCanvas({ class: "dl-drift dl-overlay", role: "img" }, (ctx, width, height) => {
+    const plot = frame(width, height);
+    drawPlayhead(app, ctx, plot, plot.top - 6, plot.top + plot.height);
+  });
   const keys = el(
     "div",
     { class: "dl-keys" },
@@ -27,7 +30,7 @@ function makeDrift(app) {
   );
   view.body.append(el("div", { class: "dl-stack" }, base.node, over.node), el("div", { class: "dl-panel-foot" }, keys));
 
-  const frame = () => ({ ...app.timeSpan(base.width), top: 6, height: base.height - 28 });
+  const frame = (width, height) => ({ ...app.timeSpan(width), top: 6, height: height - 28 });
   const rowY = (position, plot) => {
     const first = data.start(state.sample);
     return plot.top + ((position - first) / (data.positions - first)) * plot.height;
@@ -37,10 +40,7 @@ function makeDrift(app) {
     return [data.slice("centroid", state.sample, selection), data.slice("spread", state.sample, selection)];
   };
 
-  const drawBase = (changed) => {
-    if (!base.fit(changed)) return;
-    const { ctx } = base;
-    const plot = frame();
+  const drawBase = (ctx, plot) => {
     ctx.fillStyle = app.ink("plot");
     ctx.fillRect(plot.left, plot.top, plot.width, plot.height);
     drawPositionAxis(app, ctx, plot, rowY);
@@ -75,13 +75,8 @@ function makeDrift(app) {
     drawStepAxis(app, ctx, plot);
   };
 
-  const drawOver = (changed) => {
-    if (!over.fit(changed)) return;
-    drawPlayhead(app, over.ctx, frame(), frame().top - 6, frame().top + frame().height);
-  };
-
   over.node.addEventListener("mousemove", (event) => {
-    const plot = frame();
+    const plot = frame(over.width, over.height);
     const step = Math.floor((pointer(event, over.node)[0] - plot.left) / plot.cell);
     if (step < 0 || step >= data.steps.length) return tip.hide();
     const [centroid, spread] = series();
@@ -101,9 +96,9 @@ function makeDrift(app) {
       temporal.textContent = `${scientific(t)} ${data.manifest.variance_units[1]}`;
       if (t > 0) temporal.textContent += ` (sd ${compact(Math.sqrt(t))})`;
       over.node.setAttribute("aria-label", `Sink centroid over steps: ${numbers.textContent}`);
-      drawBase(changed);
+      base.draw(changed);
     }
-    if (touches(changed, "step", "layer", "head", ...EVERYTHING)) drawOver(changed);
+    if (touches(changed, "step", "layer", "head", ...EVERYTHING)) over.draw(changed);
   };
   return { root: view.root, update };
 }

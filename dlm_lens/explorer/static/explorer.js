@@ -11,7 +11,7 @@ class App {
     this.root = root;
     this.data = data;
     this.tip = new Tooltip(root);
-    this.store = new Store({ step: 0, layer: -1, head: -1, sample: 0, follow: -1, hover: -1, playing: false, speed: 8, ...initial });
+    this.store = new Store({ step: 0, layer: -1, head: -1, sample: 0, follow: -1, hover: -1, playing: false, speed: 8, budget: 0.2, ...initial });
     this.ranges = new Map();
     this.readTheme();
   }
@@ -158,11 +158,11 @@ async function mount(host, manifest, payload, initial = {}) {
   const data = await unpack(manifest, payload);
   const app = new App(root, data, { metric: manifest.metrics[0]?.key, ...initial });
   const { store } = app;
-  const views = [makeScrubber, makeText, makeGrid, makeMap, makeRaster, makeDrift].map((make) => make(app));
+  const views = [makeScrubber, makeText, makeGrid, makeMap, makeRaster, makeFollowed, makeDrift, makeAge].map((make) => make(app));
   store.views.push(...views);
-  const [time, text, grid, map, raster, drift] = views.map((view) => view.root);
+  const [time, text, grid, map, ...overTime] = views.map((view) => view.root);
   const now = el("div", { class: "dl-now" }, text, grid, map);
-  root.prepend(...[header(app), notes(manifest), time, now, raster, drift].filter(Boolean));
+  root.prepend(...[header(app), notes(manifest), time, now, ...overTime].filter(Boolean));
   root.addEventListener("keydown", (event) => app.key(event));
   const stopWatching = watchTheme(() => {
     app.readTheme();

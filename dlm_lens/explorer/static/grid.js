@@ -12,12 +12,13 @@ function makeGrid(app) {
   const view = panel("Heads", choose, all);
   const legend = makeLegend("");
   const chosen = el("div", { class: "dl-chosen", "aria-live": "polite" });
-  const canvas = makeCanvas({
+  const attributes = {
     class: "dl-grid",
     tabindex: "0",
     role: "application",
     "aria-label": "Grid of layers and heads; arrow keys move the selection",
-  });
+  };
+  const canvas = makeCanvas(attributes, (ctx, width, height) => draw(ctx, width, height));
   view.body.append(canvas.node, el("div", { class: "dl-panel-foot" }, legend.root, chosen));
   const [rows, columns] = [data.layers.length, data.heads.length];
   let geometry = null;
@@ -29,18 +30,16 @@ function makeGrid(app) {
     return { lo, hi: hi > lo ? hi : lo + 1e-9 };
   };
 
-  const layOut = () => {
+  const layOut = (width, height) => {
     const [left, top, right, bottom] = [34, 8, 6, 26];
-    const cell = Math.min((canvas.width - left - right) / columns, (canvas.height - top - bottom) / rows);
-    const x = left + (canvas.width - left - right - cell * columns) / 2;
-    const y = top + (canvas.height - top - bottom - cell * rows) / 2;
+    const cell = Math.min((width - left - right) / columns, (height - top - bottom) / rows);
+    const x = left + (width - left - right - cell * columns) / 2;
+    const y = top + (height - top - bottom - cell * rows) / 2;
     geometry = { cell, x, y };
   };
 
-  const draw = (changed) => {
-    if (!canvas.fit(changed)) return;
-    layOut();
-    const { ctx } = canvas;
+  const draw = (ctx, width, height) => {
+    layOut(width, height);
     const { cell, x, y } = geometry;
     const scale = app.scale();
     const now = values();
@@ -118,7 +117,10 @@ function makeGrid(app) {
     const [layer, head] = hit;
     if (head < 0) return tip.show(event, `layer ${data.layers[layer]}`, [["click", "mean over its heads"]]);
     const value = values()[layer * columns + head];
-    tip.show(event, `layer ${data.layers[layer]} · head ${data.heads[head]}`, [[metric().label, metricText(metric(), value)]]);
+    tip.show(event, `layer ${data.layers[layer]} · head ${data.heads[head]}`, [
+      ["step", `${data.steps[state.step]}`],
+      [metric().label, metricText(metric(), value)],
+    ]);
   });
   canvas.node.addEventListener("mouseleave", () => tip.hide());
   canvas.node.addEventListener("keydown", (event) => {
@@ -141,7 +143,7 @@ function makeGrid(app) {
       chosen.textContent += ` · ${metricText(metric(), values()[state.layer * columns + state.head])}`;
     if (touches(changed, "metric", ...EVERYTHING))
       legend.update(range(), app.scale(), (v) => (metric().unit === "%" ? `${rounded(v * 100)} %` : rounded(v)), metric().unit_label);
-    draw(changed);
+    canvas.draw(changed);
   };
 
   if (metrics.length) return { root: view.root, update };

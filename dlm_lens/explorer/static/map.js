@@ -1,5 +1,7 @@
 // Where bins of queries look: the pooled map of the selection at the current step.
 
+const BIN_TOKENS = 6;
+
 function makeMap(app) {
   const { data, store, tip } = app;
   const state = store.state;
@@ -11,7 +13,7 @@ function makeMap(app) {
   const legend = makeLegend("attention paid, × even share");
   const subject = el("span", { class: "dl-subject" });
   view.head.querySelector(".dl-tools").append(subject);
-  const canvas = makeCanvas({ class: "dl-map", role: "img" });
+  const canvas = makeCanvas({ class: "dl-map", role: "img" }, (ctx, width, height) => draw(ctx, width, height));
   view.body.append(canvas.node, el("div", { class: "dl-panel-foot" }, legend.root));
   const bins = data.arrays.map.row;
   const image = new ImageData(bins, bins);
@@ -22,9 +24,19 @@ function makeMap(app) {
   const along = (position) => Math.ceil((position * bins) / data.positions) / bins;
   const firstOf = (bin) => Math.ceil((bin * data.positions) / bins);
 
-  const draw = (changed) => {
-    if (!canvas.fit(changed)) return;
-    const { ctx, width, height } = canvas;
+  // The tokens of a bin at the current step, as many as a tooltip holds; runs of masks are counted.
+  const tokensOf = (bin) => {
+    const positions = [];
+    for (let p = Math.max(firstOf(bin), data.start(state.sample)); p < firstOf(bin + 1); p++) positions.push(p);
+    const open = positions.filter((p) => data.state(state.sample, state.step, p) !== "masked");
+    const words = open.slice(0, BIN_TOKENS).map((p) => wordAt(data, state.sample, state.step, p));
+    const masked = positions.length - open.length;
+    if (open.length > BIN_TOKENS) words.push("…");
+    if (masked) words.push(`(${masked} masked)`);
+    return words.join(" ");
+  };
+
+  const draw = (ctx, width, height) => {
     const [left, top, right, bottom] = [46, 8, 8, 36];
     const side = Math.min(width - left - right, height - top - bottom);
     plot = { x: left + (width - left - right - side) / 2, y: top, side };
@@ -56,6 +68,7 @@ function makeMap(app) {
     const at = along(data.promptLength) * plot.side;
     ctx.setLineDash([4, 3]);
     ctx.strokeStyle = app.ink("boundary");
+    ctx.lineWidth = 1;
     ctx.beginPath();
     ctx.moveTo(plot.x + at, plot.y);
     ctx.lineTo(plot.x + at, plot.y + plot.side);
@@ -85,7 +98,6 @@ function makeMap(app) {
       axisText(app, ctx, `${position}`, x - 6, y + at + (position ? 4 : 9), "right");
     }
     regionTitles(app, ctx, along(data.promptLength), (text, from, to, ink) => {
-      ctx.textAlign = "center";
       axisText(app, ctx, text, x + ((from + to) / 2) * side, y + side + 30, "center", ink);
     }, side, ["prompt keys", "generation keys"]);
     regionTitles(app, ctx, along(data.promptLength), (text, from, to, ink) => {
@@ -107,8 +119,9 @@ function makeMap(app) {
     const value = data.value("map", codes[row * bins + column]);
     const span = (bin) => `${firstOf(bin)}–${firstOf(bin + 1) - 1}`;
     tip.show(event, null, [
-      ["queries", span(row)],
-      ["keys", span(column)],
+      ["step", `${data.steps[state.step]}`],
+      ["queries", `${span(row)}  ${tokensOf(row)}`],
+      ["keys", `${span(column)}  ${tokensOf(column)}`],
       ["share", shareText(value, 1 / bins)],
     ]);
   });
@@ -121,7 +134,7 @@ function makeMap(app) {
       subject.textContent = app.selectionText();
     }
     canvas.node.setAttribute("aria-label", `Pooled attention map, ${bins} by ${bins} bins, ${app.selectionText()}`);
-    draw(changed);
+    canvas.draw(changed);
   };
   return { root: view.root, update };
 }

@@ -11,8 +11,8 @@ function makeRaster(app) {
     view.body.append(missing("No raster: this trace has no column_mass. Capture it with ColumnMass()."));
     return { root: view.root, update() {} };
   }
-  const base = makeCanvas({ class: "dl-raster" });
-  const over = makeCanvas({ class: "dl-raster dl-overlay", role: "img" });
+  const base = makeCanvas({ class: "dl-raster" }, (ctx, width, height, ratio) => drawBase(ctx, width, height, ratio));
+  const over = makeCanvas({ class: "dl-raster dl-overlay", role: "img" }, (ctx, width, height) => drawOver(ctx, width, height));
   const stack = el("div", { class: "dl-stack" }, base.node, over.node);
   const keys = el(
     "div",
@@ -23,7 +23,7 @@ function makeRaster(app) {
   );
   view.body.append(stack, el("div", { class: "dl-panel-foot" }, keys, el("span", { class: "dl-hint" }, "click to go to a step · shift-click to follow a position")));
 
-  const frame = () => ({ ...app.timeSpan(base.width), top: 6, height: base.height - 12 });
+  const frame = (width, height) => ({ ...app.timeSpan(width), top: 6, height: height - 12 });
   const first = () => data.start(state.sample);
   const count = () => data.positions - first();
   const rowY = (position, plot) => plot.top + ((position - first()) / count()) * plot.height;
@@ -55,13 +55,12 @@ function makeRaster(app) {
     return buffer;
   };
 
-  const drawBase = (changed) => {
-    if (!base.fit(changed)) return;
-    const { ctx, ratio } = base;
-    const plot = frame();
+  const drawBase = (ctx, width, height, ratio) => {
+    const plot = frame(width, height);
     ctx.imageSmoothingEnabled = false;
     ctx.drawImage(image(Math.min(count(), Math.round(plot.height * ratio))), plot.left, plot.top, plot.width, plot.height);
     ctx.strokeStyle = app.ink("line");
+    ctx.lineWidth = 1;
     ctx.strokeRect(plot.left - 0.5, plot.top - 0.5, plot.width + 1, plot.height + 1);
     drawFrontier(ctx, plot);
     drawSinks(ctx, plot);
@@ -87,16 +86,14 @@ function makeRaster(app) {
     ctx.fillStyle = app.ink("frontier");
     const height = Math.max(plot.height / count(), 1.5);
     for (let p = data.promptLength; p < data.positions; p++) {
-      const step = data.steps.findLastIndex((label) => label <= data.committedAt(state.sample, p));
+      const step = data.decidedIn(state.sample, p);
       if (step < 0) continue;
       ctx.fillRect(plot.left + (step + 1) * plot.cell - 1, rowY(p, plot), 2, height);
     }
   };
 
-  const drawOver = (changed) => {
-    if (!over.fit(changed)) return;
-    const { ctx } = over;
-    const plot = frame();
+  const drawOver = (ctx, width, height) => {
+    const plot = frame(width, height);
     const band = (position, ink) => {
       const height = Math.max(3, plot.height / count());
       const y = rowY(position, plot) + plot.height / count() / 2 - height / 2;
@@ -110,7 +107,7 @@ function makeRaster(app) {
   };
 
   const at = (event) => {
-    const plot = frame();
+    const plot = frame(over.width, over.height);
     const [px, py] = pointer(event, over.node);
     const share = (py - plot.top) / plot.height;
     if (px < plot.left || px > plot.left + plot.width || share < 0 || share >= 1) return null;
@@ -120,18 +117,8 @@ function makeRaster(app) {
   over.node.addEventListener("mousemove", (event) => {
     const hit = at(event);
     if (!hit) return tip.hide();
-    const { position, step } = hit;
-    const { sample, layer, head } = state;
-    const selection = data.selection(layer, head);
-    const mass = data.value("mass", data.slice("mass", sample, selection, step)[position]);
-    const word = data.state(sample, step, position) === "masked" ? "masked" : data.word(sample, step, position).replace("\n", "");
-    tip.show(event, word, [
-      ["step", `${data.steps[step]}`],
-      ["position", `${position}`],
-      ["receives", shareText(mass, data.uniform(sample))],
-      ["sink", data.bit("sinks", sample, selection, step, position) ? "yes" : "no"],
-    ]);
-    store.set({ hover: position });
+    tip.show(event, ...describePosition(app, hit.position, hit.step));
+    store.set({ hover: hit.position });
   });
   over.node.addEventListener("mouseleave", () => {
     tip.hide();
@@ -147,9 +134,9 @@ function makeRaster(app) {
     if (touches(changed, "layer", "head", ...EVERYTHING)) {
       legend.update(app.range("mass"), app.scale(), shareTick);
       over.node.setAttribute("aria-label", `Attention received by each position at each step, ${app.selectionText()}`);
-      drawBase(changed);
+      base.draw(changed);
     }
-    if (touches(changed, "step", "layer", "head", "follow", "hover", ...EVERYTHING)) drawOver(changed);
+    if (touches(changed, "step", "layer", "head", "follow", "hover", ...EVERYTHING)) over.draw(changed);
   };
   return { root: view.root, update };
 }

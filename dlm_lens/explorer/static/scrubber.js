@@ -17,7 +17,7 @@ const KIND_TEXT = {
 };
 
 function makeScrubber(app) {
-  const { data, store } = app;
+  const { data, store, tip } = app;
   const state = store.state;
   const last = data.steps.length - 1;
   const button = (name, label, act) =>
@@ -33,14 +33,15 @@ function makeScrubber(app) {
   const detail = el("span", { class: "dl-step-detail" });
   const kinds = el("span", { class: "dl-keys" });
   for (const kind of new Set(data.manifest.kinds)) kinds.append(keyItem(kind, KIND_TEXT[kind] ?? kind));
-  const bars = makeCanvas({
+  const attributes = {
     class: "dl-scrub",
     tabindex: "0",
     role: "slider",
     "aria-label": "Denoising step",
     "aria-valuemin": data.steps[0],
     "aria-valuemax": data.steps[last],
-  });
+  };
+  const bars = makeCanvas(attributes, (ctx, width, height) => draw(ctx, width, height));
   const controls = el(
     "div",
     { class: "dl-transport" },
@@ -60,10 +61,8 @@ function makeScrubber(app) {
   const root = el("section", { class: "dl-time", "aria-label": "Step" }, controls, bars.node);
 
   let counts = [];
-  const draw = (changed) => {
-    if (!bars.fit(changed)) return;
-    const { ctx, height } = bars;
-    const span = app.timeSpan(bars.width);
+  const draw = (ctx, width, height) => {
+    const span = app.timeSpan(width);
     const top = Math.max(1, ...counts);
     const base = height - 6;
     const gap = span.cell > 4 ? 1 : 0;
@@ -100,9 +99,22 @@ function makeScrubber(app) {
       (ms === null ? "" : ` · ${compact(ms)} ms recorded`);
     bars.node.setAttribute("aria-valuenow", data.steps[state.step]);
     bars.node.setAttribute("aria-valuetext", label.textContent + detail.textContent);
-    draw(changed);
+    bars.draw(changed);
   };
 
+  bars.node.addEventListener("mousemove", (event) => {
+    const { left, cell } = app.timeSpan(bars.width);
+    const step = Math.floor((pointer(event, bars.node)[0] - left) / cell);
+    if (step < 0 || step > last) return tip.hide();
+    const ms = data.manifest.step_ms[step];
+    tip.show(event, null, [
+      ["step", `${data.steps[step]}`],
+      ["committed", `${counts[step]} ${counts[step] === 1 ? "token" : "tokens"}`],
+      ["kind", KIND_TEXT[data.manifest.kinds[step]] ?? data.manifest.kinds[step]],
+      ...(ms === null ? [] : [["recorded in", `${compact(ms)} ms`]]),
+    ]);
+  });
+  bars.node.addEventListener("mouseleave", () => tip.hide());
   app.dragTime(bars);
   return { root, update };
 }

@@ -165,9 +165,9 @@ function reveal(node, scroll) {
     scroll.scrollTop += box.top - frame.top - frame.height / 2;
 }
 
-function massText(app, position) {
+function massText(app, position, step = app.store.state.step) {
   const { data, store } = app;
-  const { sample, step, layer, head } = store.state;
+  const { sample, layer, head } = store.state;
   if (!data.has("mass")) return "mass not recorded";
   const mass = data.value("mass", data.slice("mass", sample, data.selection(layer, head), step)[position]);
   return shareText(mass, data.uniform(sample));
@@ -177,15 +177,22 @@ function shareText(share, even) {
   return `${percent(share)} · ${times(share / even)} even share`;
 }
 
-// Headline and rows of the tooltip of a position at the current step.
-function describePosition(app, position) {
+// What a position holds at a step, on one line.
+function wordAt(data, sample, step, position) {
+  const masked = data.state(sample, step, position) === "masked";
+  return masked ? "masked" : data.word(sample, step, position).replace("\n", "");
+}
+
+// Headline and rows of the tooltip of a position at a step, by default the current one.
+function describePosition(app, position, step = app.store.state.step) {
   const { data, store } = app;
-  const { sample, step, layer, head } = store.state;
+  const { sample, layer, head } = store.state;
   const kind = data.state(sample, step, position);
-  const headline = kind === "masked" ? "masked" : data.word(sample, step, position).replace("\n", "");
+  const headline = wordAt(data, sample, step, position);
   const rows = [
+    ["step", `${data.steps[step]}`],
     ["position", `${position} · ${position < data.promptLength ? "prompt" : "generation"}`],
-    ["receives", massText(app, position)],
+    ["receives", massText(app, position, step)],
   ];
   if (data.has("sinks")) {
     const sink = data.bit("sinks", sample, data.selection(layer, head), step, position);
