@@ -9,10 +9,10 @@ from typing import TYPE_CHECKING, Any
 import pandas as pd
 import torch
 from torch import Tensor
-from tqdm.auto import tqdm
 
 from dlm_lens.denoising_loop import Loop, StepRecorder
 from dlm_lens.policies import Dense, Policy
+from dlm_lens.progress import Bar, Progress
 from dlm_lens.samplers import DreamSampler, LeftToRight, LowConfidence, Sampler
 
 if TYPE_CHECKING:
@@ -73,7 +73,7 @@ def denoise(
     seed: int = 0,
     history: bool = False,
     recorder: StepRecorder | None = None,
-    progress: bool = True,
+    progress: bool | Progress = True,
 ) -> Denoised:
     """Generate ``gen_length`` tokens after ``prompt`` by denoising, attending as ``policy`` says.
 
@@ -86,7 +86,8 @@ def denoise(
     ``cfg_scale`` s > 0 guides by ``uncond + (s + 1) (cond − uncond)``, where the unconditional pass sees
     the prompt masked; both passes are one batch. ``seed`` starts the run's own random generator.
     ``recorder`` is shown every layer's ``q, k`` (:func:`capture` passes one). ``progress=False`` hides the
-    bar.
+    bar; a function takes its place: ``progress(done, total, what)`` is called after every step, and may raise
+    ``KeyboardInterrupt`` to end the run there.
 
     A run ends after ``steps``, or as soon as nothing is masked any more; an end-of-text token alone does not end it,
     unless the policy gives up what follows. Ctrl-C returns the steps finished so far with ``interrupted=True``.
@@ -123,7 +124,7 @@ def denoise(
         keep_states=history,
     )
     interrupted = False
-    with tqdm(total=steps, desc=policy.label, unit="step", disable=not progress) as bar, torch.no_grad():
+    with Bar(progress, total=steps, desc=policy.label, unit="step") as bar, torch.no_grad():
         try:
             for step in range(steps):
                 loop.advance(step)

@@ -15,9 +15,18 @@ MODULES = sorted([*ROOT.glob("dlm_lens/**/*.py"), *ROOT.glob("kernels/dlm_kernel
 
 # Every module may import its own layer and those before it.
 LAYERS = [
-    {"errors", "trace", "trace_store", "trace_synthetic"},
+    {"errors", "progress", "trace", "trace_store", "trace_synthetic"},
     {"models", "attention"},
-    {"policies", "samplers", "denoising", "denoising_loop", "step_graphs", "recording", "pruning"},
+    {
+        "policies",
+        "policy_names",
+        "samplers",
+        "denoising",
+        "denoising_loop",
+        "step_graphs",
+        "recording",
+        "pruning",
+    },
     {"metrics", "measure"},
     {"plots", "explorer"},
     {"cli", "demo", "training"},

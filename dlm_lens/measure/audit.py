@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from dlm_lens.policies import Policy
+from dlm_lens.progress import Progress
 from dlm_lens.recording import capture
 from dlm_lens.trace import Trace, open_trace
 
@@ -57,7 +58,16 @@ def audit_names(prompts: Iterable[str], policies: Mapping[str, Policy]) -> dict[
     return names
 
 
-def audit(dlm: DLM, prompt: Any, policy: Policy, *, name: str, folder: Path | None, **run: Any) -> Trace:
+def audit(
+    dlm: DLM,
+    prompt: Any,
+    policy: Policy,
+    *,
+    name: str,
+    folder: Path | None,
+    progress: bool | Progress,
+    **run: Any,
+) -> Trace:
     """Denoise once more and record ``retained_mass`` (step, layer, head) of the states that the policy leads to.
 
     ``run`` are arguments of :func:`dlm_lens.denoise`. The trace is kept in ``folder`` if there is one. Ctrl-C raises
@@ -70,7 +80,7 @@ def audit(dlm: DLM, prompt: Any, policy: Policy, *, name: str, folder: Path | No
         statistics=[],
         path=None if folder is None else audit_path(folder, name),
         overwrite=True,
-        progress=False,
+        progress=progress,
         **run,
     )
     if not trace.complete:

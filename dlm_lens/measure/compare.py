@@ -10,7 +10,6 @@ from os import PathLike
 from typing import TYPE_CHECKING, Any
 
 import pandas as pd
-from tqdm.auto import tqdm
 
 from dlm_lens.denoising import sampler_of
 from dlm_lens.measure import tasks as task_module
@@ -23,6 +22,7 @@ from dlm_lens.measure.rows import FLASH2, round_rows, with_speedups
 from dlm_lens.measure.speed import Run, timed_runs
 from dlm_lens.policies import Dense, Policy, RandomColumns
 from dlm_lens.policies.dense import BACKENDS
+from dlm_lens.progress import Bar, Progress
 from dlm_lens.samplers import Sampler
 
 if TYPE_CHECKING:
@@ -52,7 +52,7 @@ def compare(
     audit: bool = False,
     path: str | PathLike | None = None,
     overwrite: bool = False,
-    progress: bool = True,
+    progress: bool | Progress = True,
 ) -> pd.DataFrame:
     """Measure policies against dense attention: speed and quality in the same rows.
 
@@ -96,6 +96,10 @@ def compare(
     Ctrl-C has left: whole rounds, for a speed-up holds only within one, fidelities, accuracies and audits. More
     ``repeats`` may be asked for later. ``overwrite=True`` starts anew.
 
+    Instead of a bar, ``progress`` may be a function ``progress(done, total, what)``, told after every step of every run
+    how many runs are ``done``, with a fraction for the one under way, and what that is. It may raise
+    ``KeyboardInterrupt`` to end the comparison at that step.
+
     Raises ValueError or TypeError before anything is run for arguments that cannot work, and ValueError naming what
     differs where ``path`` holds measurements of something else; Ctrl-C raises KeyboardInterrupt.
     """
@@ -117,7 +121,7 @@ def compare(
     )
     identity = what.identity(record)
     done = Measurements(path, identity, record, overwrite)
-    with tqdm(total=what.runs_left(done), desc="Comparing", unit="run", disable=not progress) as bar:
+    with Bar(progress, total=what.runs_left(done), desc="Comparing", unit="run") as bar:
         what.ask_tasks(done, bar)
         traces: dict[str, Trace] = {}
         for name in what.prompts:
@@ -195,17 +199,17 @@ class _Comparison:
     def _rounds_left(self, name: str, done: Measurements) -> list[int]:
         return [number for number in range(self.repeats) if ("round", name, number) not in done]
 
-    def ask_tasks(self, done: Measurements, bar: tqdm) -> None:
+    def ask_tasks(self, done: Measurements, bar: Bar) -> None:
         """Measure the accuracy of every policy."""
         for label, policy in self.policies.items():
             if not self.tasks or ("accuracy", label) in done:
                 continue
-            bar.set_postfix_str(f"tasks: {label}")
-            share = task_module.accuracy(self.dlm, self.tasks, policy=policy, progress=False)
+            bar.note(f"tasks: {label}")
+            share = task_module.accuracy(self.dlm, self.tasks, policy=policy, progress=bar.within())
             done.add(("accuracy", label), share)
             bar.update()
 
-    def audit(self, name: str, done: Measurements, bar: tqdm) -> dict[str, Trace]:
+    def audit(self, name: str, done: Measurements, bar: Bar) -> dict[str, Trace]:
         """Record what every sparse policy keeps on a prompt set, or open what was recorded."""
         traces = {}
         for (prompt, label), title in self.audits.items():
@@ -214,37 +218,43 @@ class _Comparison:
             if ("audit", title) in done and done.folder is not None:
                 traces[title] = reopened(done.folder, title)
                 continue
-            bar.set_postfix_str(f"{name}: audit of {label}")
+            bar.note(f"{name}: audit of {label}")
             policy = self.policies[label]
             traces[title] = run_audit(
-                self.dlm, self.prompts[name], policy, name=title, folder=done.folder, **self.run
+                self.dlm,
+                self.prompts[name],
+                policy,
+                name=title,
+                folder=done.folder,
+                progress=bar.within(),
+                **self.run,
             )
             done.add(("audit", title), {"prompts": name, "policy": label})
             bar.update()
         return traces
 
-    def walk(self, name: str, done: Measurements, bar: tqdm) -> None:
+    def walk(self, name: str, done: Measurements, bar: Bar) -> None:
         """Measure the fidelity of all policies on one dense run."""
         if ("fidelity", name) in done:
             return
-        bar.set_postfix_str(f"{name}: fidelity")
+        bar.note(f"{name}: fidelity")
         prompt, lineup = self.prompts[name], list(self.policies.values())
-        found = walk(self.dlm, prompt, lineup, **self.run, progress=False)
+        found = walk(self.dlm, prompt, lineup, **self.run, progress=bar.within())
         near = {label: _nearness(fidelity) for label, fidelity in zip(self.policies, found, strict=True)}
         done.add(("fidelity", name), near)
         bar.update()
 
-    def time(self, name: str, done: Measurements, bar: tqdm) -> None:
+    def time(self, name: str, done: Measurements, bar: Bar) -> None:
         """Time the rounds that are missing."""
         if not (left := self._rounds_left(name, done)):
             return
-        bar.set_postfix_str(f"{name}: warming up")
-        labels, policies = list(self.policies), list(self.policies.values())
+        policies = list(self.policies.values())
         runs: list[Run] = []
-        for run in timed_runs(self.dlm, self.prompts[name], policies, repetitions=left, **self.run):
+        prompt = self.prompts[name]
+        for run in timed_runs(
+            self.dlm, prompt, policies, repetitions=left, bar=bar, heading=name, **self.run
+        ):
             runs.append(run)
-            bar.set_postfix_str(f"{name}: {labels[run.policy]}")
-            bar.update()
             if len(runs) == len(policies):
                 done.add(("round", name, run.repetition), round_rows(self.policies, runs, self.run["steps"]))
                 runs = []

@@ -15,12 +15,12 @@ import pandas as pd
 import torch
 import xarray as xr
 from torch import Tensor
-from tqdm.auto import tqdm
 
 from dlm_lens.attention import StepContext
 from dlm_lens.denoising import default_sampler, denoise
 from dlm_lens.measure.speed import uninterrupted
 from dlm_lens.policies import Dense, Policy, PolicyRun, RunInfo, StepPlan
+from dlm_lens.progress import Bar, Progress
 from dlm_lens.samplers import Candidates, Commitment, Sampler
 
 if TYPE_CHECKING:
@@ -90,7 +90,7 @@ def fidelity(
     steps: int | None = None,
     sampler: Sampler | None = None,
     seed: int = 0,
-    progress: bool = True,
+    progress: bool | Progress = True,
 ) -> Fidelity:
     """Walk the dense denoising run of ``prompt`` and let ``policy`` predict at each of its states.
 
@@ -119,14 +119,14 @@ def walk(
     steps: int | None,
     sampler: Sampler | None,
     seed: int,
-    progress: bool,
+    progress: bool | Progress,
 ) -> list[Fidelity]:
     """:func:`fidelity` of several policies on one walk of the dense run."""
     steps = gen_length if steps is None else steps
     sampler = default_sampler(dlm.spec, gen_length) if sampler is None else sampler
     info = run_info(dlm, dlm.encode(prompt), gen_length, steps, seed)
     shadows = [_Shadow(dlm, policy, info) for policy in policies]
-    with tqdm(total=steps, desc="Fidelity", unit="step", disable=not progress) as bar:
+    with Bar(progress, total=steps * len(shadows), desc="Fidelity", unit="step") as bar:
         watcher = _Watcher(sampler, shadows, info.prompt_length, bar)
         dense = denoise(
             dlm,
@@ -209,7 +209,7 @@ class _Shadow:
 class _Watcher(Sampler):
     """The dense run's sampler and recorder in one: it learns the state as one and the logits as the other."""
 
-    def __init__(self, inner: Sampler, shadows: Sequence[_Shadow], prompt_length: int, bar: tqdm) -> None:
+    def __init__(self, inner: Sampler, shadows: Sequence[_Shadow], prompt_length: int, bar: Bar) -> None:
         self.causal = inner.causal  # type: ignore[misc]
         self._inner, self._shadows, self._prompt_length, self._bar = inner, shadows, prompt_length, bar
 
@@ -229,13 +229,14 @@ class _Watcher(Sampler):
     def end_step(
         self, step: int, confidence: Tensor, committed: Tensor, kind: str, ms: float, run: PolicyRun
     ) -> None:
-        self._bar.update()
+        pass
 
     def commit(self, at: Candidates) -> Commitment:
         first = self._prompt_length
         keep = range(first + self._positions.start, first + self._positions.stop)
         for shadow in self._shadows:
             shadow.compare(at.step, self._tokens, keep, at.logits, at.open)
+            self._bar.update()
         return self._inner.commit(at)
 
 

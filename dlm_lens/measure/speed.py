@@ -13,6 +13,7 @@ import torch
 
 from dlm_lens.denoising import Denoised, denoise, sampler_of
 from dlm_lens.policies import Policy
+from dlm_lens.progress import Bar
 from dlm_lens.samplers import Sampler
 
 if TYPE_CHECKING:
@@ -39,24 +40,34 @@ def timed_runs(
     sampler: Sampler | None,
     seed: int,
     repetitions: Sequence[int],
+    bar: Bar,
+    heading: str,
 ) -> Iterator[Run]:
     """Run every policy in each of the numbered ``repetitions``, turn by turn, every other one in opposite order.
 
     A short run of each policy comes first and is thrown away: it pays for compilation and for the first touch
-    of memory. Ctrl-C ends the measurement with ``KeyboardInterrupt``, for half of one compares with nothing.
+    of memory. ``bar`` counts the others, and is told under the ``heading`` what is run. Ctrl-C ends the measurement
+    with ``KeyboardInterrupt``, for half of one compares with nothing.
     """
-    common: dict[str, Any] = {"gen_length": gen_length, "sampler": sampler, "seed": seed, "progress": False}
+    common: dict[str, Any] = {"gen_length": gen_length, "sampler": sampler, "seed": seed}
     if not repetitions:
         return
     for policy in policies:
         own = sampler_of(policy, dlm.spec, gen_length) if sampler is None else sampler
         few = warm_up_steps(own, gen_length, steps)
-        uninterrupted(denoise(dlm, prompt, policy=policy, steps=few, **common))
+        bar.note(f"{heading}: warming up {policy.label}")
+        told = bar.within(counts=False)
+        uninterrupted(denoise(dlm, prompt, policy=policy, steps=few, progress=told, **common))
     for repetition in repetitions:
         turns = list(enumerate(policies))
         for index, policy in turns if repetition % 2 == 0 else reversed(turns):
+            bar.note(f"{heading}: {policy.label}")
             with peak_memory(dlm.device) as peak:
-                result = uninterrupted(denoise(dlm, prompt, policy=policy, steps=steps, **common))
+                told = bar.within()
+                result = uninterrupted(
+                    denoise(dlm, prompt, policy=policy, steps=steps, progress=told, **common)
+                )
+            bar.update()
             yield Run(index, repetition, result, peak[0])
 
 

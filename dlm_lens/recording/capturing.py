@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING, Any
 
 from dlm_lens.denoising import denoise, sampler_of
 from dlm_lens.policies import Dense, Policy
+from dlm_lens.progress import Progress
 from dlm_lens.recording.base import Statistic
 from dlm_lens.recording.column_mass import ColumnMass
 from dlm_lens.recording.memory import check_budget, estimate_memory, parse_bytes
@@ -37,7 +38,7 @@ def capture(
     memory_budget: int | str = "2 GB",
     cfg_scale: float = 0.0,
     seed: int = 0,
-    progress: bool = True,
+    progress: bool | Progress = True,
     overwrite: bool = False,
 ) -> Trace:
     """Denoise ``prompt`` once and record statistics of every attention map, none of which is ever made.
@@ -53,7 +54,7 @@ def capture(
     layers, heads, record_steps : which to record, as numbers from 0; all by default
     path : folder to write the trace to, step by step; in memory if None
     memory_budget : bytes, or a text such as ``"2 GB"``, that trace and workspace may take together
-    progress : show the estimate of memory and a progress bar
+    progress : show the estimate of memory and a progress bar; a function is told instead, as by :func:`denoise`
     overwrite : replace a trace that is at ``path``
 
     Ctrl-C returns the trace of the finished steps; after a kill, ``open_trace(path)`` does.
@@ -87,7 +88,7 @@ def capture(
         on_gpu=dlm.device.type == "cuda",
     )
     check_budget(estimate, parse_bytes(memory_budget), chosen.statistics, len(chosen.steps))
-    if progress:
+    if progress is True:
         print(f"capture: {estimate}")
 
     run = {

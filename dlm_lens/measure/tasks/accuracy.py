@@ -5,12 +5,11 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
-from tqdm.auto import tqdm
-
 from dlm_lens.denoising import denoise
 from dlm_lens.measure.speed import uninterrupted
 from dlm_lens.measure.tasks.infilling import InfillingItem, infill
 from dlm_lens.measure.tasks.retrieval import TaskItem, correct
+from dlm_lens.progress import Bar, Progress
 
 if TYPE_CHECKING:
     from dlm_lens.models import DLM
@@ -26,12 +25,13 @@ def accuracy(
     sampler: Sampler | None = None,
     steps: int | None = None,
     batch_size: int = 8,
-    progress: bool = True,
+    progress: bool | Progress = True,
 ) -> float:
     """Share of ``items``, 0-1, that the model answers or fills exactly under ``policy``.
 
     Questions are denoised in batches of ``batch_size``; ``sampler`` and ``steps`` as in :func:`dlm_lens.denoise`, by
-    default one step per generated token. Holes are filled by :func:`infill`, which tells more than this share.
+    default one step per generated token. Holes are filled by :func:`infill`, which tells more than this share. A
+    function as ``progress`` is told after every step, as by :func:`denoise`, how many of a kind of task are done.
     """
     if not items:
         raise ValueError("accuracy needs at least one task item")
@@ -54,21 +54,26 @@ def accuracy(
 
 
 def _answered(
-    dlm: DLM, questions: Sequence[TaskItem], *, steps: int | None, batch_size: int, progress: bool, **how: Any
+    dlm: DLM,
+    questions: Sequence[TaskItem],
+    *,
+    steps: int | None,
+    batch_size: int,
+    progress: bool | Progress,
+    **how: Any,
 ) -> int:
     """How many questions are answered exactly."""
     right = 0
     by_length: dict[int, list[TaskItem]] = {}
     for item in questions:
         by_length.setdefault(item.gen_length, []).append(item)
-    with tqdm(
-        total=len(questions), desc="answering", unit="question", disable=not progress, leave=False
-    ) as bar:
+    with Bar(progress, total=len(questions), desc="answering", unit="question", leave=False) as bar:
         for gen_length, group in by_length.items():
             for at in range(0, len(group), batch_size):
                 batch = group[at : at + batch_size]
                 prompts = [item.prompt for item in batch]
-                out = denoise(dlm, prompts, gen_length=gen_length, steps=steps, progress=False, **how)
+                told = bar.within(counts=False)
+                out = denoise(dlm, prompts, gen_length=gen_length, steps=steps, progress=told, **how)
                 answers = uninterrupted(out).texts
                 right += sum(correct(item, text) for item, text in zip(batch, answers, strict=True))
                 bar.update(len(batch))

@@ -10,11 +10,11 @@ from typing import TYPE_CHECKING, Any
 import pandas as pd
 import torch
 from torch import Tensor
-from tqdm.auto import tqdm
 
 from dlm_lens.denoising import default_sampler
 from dlm_lens.measure.predict import mask_token, negative_log_likelihood, predict
 from dlm_lens.measure.tasks.held_out import held_out_text, tokenizer_of
+from dlm_lens.progress import Bar, Progress
 from dlm_lens.samplers import Candidates, LowConfidence, Sampler
 
 if TYPE_CHECKING:
@@ -82,7 +82,7 @@ def infill(
     steps: int | None = None,
     seed: int = 0,
     batch_size: int = 8,
-    progress: bool = True,
+    progress: bool | Progress = True,
 ) -> pd.DataFrame:
     """Fill the holes of ``items`` by denoising, and compare with what stood there.
 
@@ -100,14 +100,15 @@ def infill(
     for index, item in enumerate(items):
         groups.setdefault((item.hole, len(item.tokens)), []).append(index)
     rows: dict[int, dict[str, Any]] = {}
-    with tqdm(total=len(items), desc="filling", unit="hole", disable=not progress, leave=False) as bar:
+    with Bar(progress, total=len(items), desc="filling", unit="hole", leave=False) as bar:
         for (hole, _), members in groups.items():
             count = len(hole) if steps is None else min(steps, len(hole))
             chosen = _sampler(dlm, len(hole)) if sampler is None else sampler
             chosen.check(len(hole), count)
             for at in range(0, len(members), batch_size):
                 part = members[at : at + batch_size]
-                filled = _fill(dlm, [items[i] for i in part], policy, chosen, count, seed)
+                told = bar.within(counts=False)
+                filled = _fill(dlm, [items[i] for i in part], policy, chosen, count, seed, told)
                 rows.update(zip(part, filled, strict=True))
                 bar.update(len(part))
     return pd.DataFrame([rows[index] for index in range(len(items))])
@@ -120,6 +121,7 @@ def _fill(
     sampler: Sampler,
     steps: int,
     seed: int,
+    progress: bool | Progress,
 ) -> list[dict[str, Any]]:
     """The rows of items whose holes and lengths are the same."""
     hole, mask = batch[0].hole, mask_token(dlm, "infilling")
@@ -133,6 +135,8 @@ def _fill(
             nats = negative_log_likelihood(logits.flatten(0, 1), hidden.flatten()).view_as(hidden).mean(1)
         chosen = sampler.commit(Candidates.everywhere(step, steps, region == mask, logits, generator))
         region.copy_(torch.where(chosen.where, chosen.tokens, region))
+        if callable(progress):
+            progress(step + 1, steps, "filling")
         if not (region == mask).any():
             break
     assert dlm.tokenizer is not None
