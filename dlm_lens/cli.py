@@ -5,30 +5,16 @@ from __future__ import annotations
 import argparse
 import sys
 from collections.abc import Sequence
-from dataclasses import fields
 from pathlib import Path
 from typing import TYPE_CHECKING, NoReturn
 
 import dlm_lens as dl
 from dlm_lens.errors import DlmLensError
+from dlm_lens.policy_names import POLICIES, budget_of, policy_of
 
 if TYPE_CHECKING:
-    from dlm_lens.policies import Policy
     from dlm_lens.samplers import Sampler
 
-POLICIES = {
-    "dense": "Dense",
-    "pulsecol": "PulseCol",
-    "sparsed": "SparseD",
-    "window-diffusion": "WindowDiffusion",
-    "fast-dllm": "FastDLLM",
-    "sink-aware-kv": "SinkAwareKV",
-    "sink-aware-heads": "SinkAwareHeads",
-    "oracle": "OracleColumns",
-    "sliding-window": "SlidingWindow",
-    "streaming-llm": "StreamingLLM",
-    "random": "RandomColumns",
-}
 SAMPLERS = {
     "low-confidence": "LowConfidence",
     "threshold": "Threshold",
@@ -137,7 +123,7 @@ def _demo(options: argparse.Namespace) -> int:
 
 
 def _capture(options: argparse.Namespace) -> int:
-    policy = _policy(options.policy, options.sparsity)
+    policy = policy_of(options.policy, options.sparsity)
     dlm = dl.load(options.model, device=options.device)
     trace = dl.capture(
         dlm,
@@ -175,7 +161,7 @@ def _compare(options: argparse.Namespace) -> int:
         measure.check_table_path(options.out)
     if options.audit and options.path is None:
         raise ValueError("--audit needs --path, a folder to keep the traces in")
-    policies = [_policy(name, options.sparsity if _kept(name) else None) for name in options.policies]
+    policies = [policy_of(name, options.sparsity if budget_of(name) else None) for name in options.policies]
     dlm = dl.load(options.model, device=options.device)
     try:
         table = measure.compare(
@@ -207,7 +193,7 @@ def _compare(options: argparse.Namespace) -> int:
 def _schedule(options: argparse.Namespace) -> int:
     if options.tokens <= options.gen_length:
         raise ValueError(f"--tokens {options.tokens} must exceed --gen-length {options.gen_length}")
-    policy = _policy(options.policy, options.sparsity)
+    policy = policy_of(options.policy, options.sparsity)
     steps = options.gen_length if options.steps is None else options.steps
     prompt_length = options.tokens - options.gen_length
     gen_length = options.gen_length
@@ -226,23 +212,6 @@ def _info(options: argparse.Namespace) -> int:
 
 def _prompt(text: str) -> str:
     return sys.stdin.read() if text == "-" else text
-
-
-def _policy(name: str, sparsity: float | None) -> Policy:
-    policy = getattr(dl, POLICIES[name])
-    if sparsity is None:
-        return policy()
-    if (parameter := _kept(name)) is None:
-        sparse = ", ".join(other for other in POLICIES if _kept(other))
-        raise ValueError(f"--sparsity {sparsity} needs a sparse policy: {sparse}")
-    # 1 − 0.8 is not quite 0.2, and shows in labels.
-    return policy(**{parameter: sparsity if parameter == "sparsity" else round(1 - sparsity, 12)})
-
-
-def _kept(name: str) -> str | None:
-    """The parameter of a policy that says how much it leaves out (``sparsity``) or keeps (any other); None if none."""
-    parameters = {field.name for field in fields(getattr(dl, POLICIES[name]))}
-    return next((known for known in ("sparsity", "select", "budget") if known in parameters), None)
 
 
 def _sampler(name: str | None, gen_length: int) -> Sampler | None:

@@ -10,7 +10,8 @@ import pandas as pd
 import pytest
 
 import dlm_lens as dl
-from dlm_lens.cli import POLICIES, _kept, _policy, main
+from dlm_lens.cli import main
+from dlm_lens.policy_names import POLICIES, budget_of, policy_of
 
 PROMPT = "def add(first, second):\n    return"
 RUN = ["--prompt", PROMPT, "--gen-length", "8", "--steps", "4", "--device", "cpu"]
@@ -82,12 +83,7 @@ def test_compare_takes_every_policy(capsys):
     assert main(["compare", *RUN, "--policies", ",".join(policies), "--sparsity", "0.75"]) == 0
     text = capsys.readouterr().out
     for name in policies:
-        assert _policy(name, 0.75 if _kept(name) else None).label in text
-
-
-def test_every_policy_has_a_name_in_the_shell():
-    exported = {name for name, home in dl._NAMES.items() if home == "dlm_lens.policies"}
-    assert set(POLICIES.values()) == exported
+        assert policy_of(name, 0.75 if budget_of(name) else None).label in text
 
 
 def test_compare_goes_on_from_its_folder(tmp_path, capsys, monkeypatch):

@@ -1,0 +1,54 @@
+"""Policies by a name and one number: how people choose them at a command line or in the explorer."""
+
+from __future__ import annotations
+
+from dataclasses import fields
+from typing import TYPE_CHECKING
+
+import dlm_lens as dl
+
+if TYPE_CHECKING:
+    from dlm_lens.policies import Policy
+
+# Names and the classes they stand for, by name: importing this loads none of them.
+POLICIES = {
+    "dense": "Dense",
+    "pulsecol": "PulseCol",
+    "sparsed": "SparseD",
+    "window-diffusion": "WindowDiffusion",
+    "fast-dllm": "FastDLLM",
+    "sink-aware-kv": "SinkAwareKV",
+    "sink-aware-heads": "SinkAwareHeads",
+    "oracle": "OracleColumns",
+    "sliding-window": "SlidingWindow",
+    "streaming-llm": "StreamingLLM",
+    "random": "RandomColumns",
+}
+_BUDGETS = ("sparsity", "select", "budget")
+
+
+def policy_of(name: str, sparsity: float | None = None) -> Policy:
+    """The policy called ``name`` in ``POLICIES``, with its published parameters but for its ``sparsity``.
+
+    ``sparsity`` is the share of keys left out, whatever the policy calls that (:func:`budget_of`). Raises ValueError
+    for an unknown name, for a sparsity that the policy refuses, or if it has none.
+    """
+    if name not in POLICIES:
+        raise ValueError(f"unknown policy {name!r}: choose from {', '.join(POLICIES)}")
+    policy = getattr(dl, POLICIES[name])
+    if sparsity is None:
+        return policy()
+    if (parameter := budget_of(name)) is None:
+        sparse = ", ".join(other for other in POLICIES if budget_of(other))
+        raise ValueError(f"sparsity {sparsity} needs a sparse policy: {sparse}")
+    # 1 − 0.8 is not quite 0.2, and shows in labels.
+    return policy(**{parameter: sparsity if parameter == "sparsity" else round(1 - sparsity, 12)})
+
+
+def budget_of(name: str) -> str | None:
+    """The parameter of a policy that says which share of the keys it leaves out (``sparsity``) or keeps (any other).
+
+    None for a policy that saves something else than keys.
+    """
+    parameters = {field.name for field in fields(getattr(dl, POLICIES[name]))}
+    return next((known for known in _BUDGETS if known in parameters), None)
