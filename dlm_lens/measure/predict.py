@@ -13,7 +13,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from dlm_lens.attention import StepContext
+from dlm_lens.attention import Observer, StepContext
 from dlm_lens.errors import DlmLensError
 from dlm_lens.policies import Dense, Policy, RunInfo
 
@@ -66,6 +66,24 @@ def predict(
         device=tokens.device,
         seed=seed,
     )
+    return first_sparse_step(dlm, tokens, policy, info, keep=keep)
+
+
+def first_sparse_step(
+    dlm: DLM,
+    tokens: Tensor,
+    policy: Policy,
+    info: RunInfo,
+    *,
+    keep: range | None,
+    observer: Observer | None = None,
+) -> Prediction:
+    """What a fresh run of ``policy``, as ``info`` describes it, predicts at its first sparse step; see :func:`predict`.
+
+    ``info.steps`` does not matter: a run is as long as makes a sparse step come soonest. ``observer`` is shown every
+    layer of every step up to there, the last time that of the sparse one.
+    """
+    start = info.start
     steps, last = _way_to_sparse(policy, info, tokens)
     run = policy.start(replace(info, steps=steps))
     for step in range(last + 1):
@@ -76,7 +94,7 @@ def predict(
                 " no predictions for the others; measure it by its runs, with compare() or accuracy()"
             )
         wanted = keep if step == last else range(0)
-        context = StepContext(step, plan, run, None, start, dlm.spec.causal)
+        context = StepContext(step, plan, run, observer, start, dlm.spec.causal)
         logits = dlm.logits(tokens, start=start, keep=wanted, context=context)
     if logits.isnan().any():
         raise DlmLensError(

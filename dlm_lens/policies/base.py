@@ -86,6 +86,13 @@ class Pattern(Protocol):
         ``q`` [B, H, L, D], ``k`` [B, Hkv, L, D]; ``lse`` [B, H, L], the dense log-sum-exp, where it is known.
         """
 
+    def kept_share(self, bins: int, heads: int) -> Tensor:
+        """Share of the pairs of a query and a key that were kept, by bins of queries and of keys, for pictures.
+
+        float32 [B, heads, bins, bins] on the CPU, rows being queries. Position p is in bin floor(p · bins / L), as in a
+        trace's ``pooled_map``; pairs with padding do not count, and bins of padding alone are 0.
+        """
+
 
 class Policy(ABC):
     """The parameters of a method that decides what attention computes; one object serves any run."""

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from itertools import product
 from typing import TYPE_CHECKING, ClassVar
 
 import torch
@@ -18,7 +19,7 @@ from dlm_kernels.column_scores import column_scores
 from dlm_kernels.column_sparse_attention import column_sparse_attention
 from dlm_kernels.retained_mass import retained_mass
 from dlm_kernels.select_columns import select_columns
-from dlm_kernels.share_columns import SharedColumns, share_columns
+from dlm_kernels.share_columns import SharedColumns, private_lists, share_columns
 from torch import Tensor
 
 from dlm_lens.attention import dense_attention
@@ -243,6 +244,38 @@ class ColumnPattern:
         return retained_mass(
             q, k, *lists.arguments, group_size=self.group_size, block_size=self.block_size, lse=lse
         )
+
+    def kept_share(self, bins: int, heads: int) -> Tensor:
+        """Share of the pairs of a query and a key that were kept, float32 [B, heads, bins, bins] on the CPU.
+
+        Rows are bins of queries; position p is in bin floor(p · bins / L). Pairs with padding do not count.
+        """
+        return torch.cat([self._kept_share(c, bins, heads) for c in self.lists])
+
+    def _kept_share(self, lists: ColumnLists, bins: int, heads: int) -> Tensor:
+        first, length, size = lists.span.first, self.length, self.group_size
+        bin_of = torch.arange(length) * bins // length
+        there = torch.bincount(bin_of[first:], minlength=bins).float()
+        if lists.columns is None:
+            return (there > 0).outer(there > 0).float().expand(1, heads, bins, bins)
+        groups = -(-(length - first) // size)
+        columns, counts = private_lists(lists.columns, lists.counts, groups)
+        shares = columns.new_zeros(*columns.shape[:2], bins, bins, dtype=torch.float32, device="cpu")
+        group_of = torch.arange(length - first) // size
+        queries = torch.bincount(bin_of[first:] * groups + group_of, minlength=bins * groups)
+        for row, head in product(*map(range, columns.shape[:2])):  # one at a time: lists are long
+            kept = self._keys_by_bin(columns[row, head].cpu(), counts[row, head].cpu(), bin_of[first:], bins)
+            pairs = queries.view(bins, groups).float() @ kept
+            shares[row, head] = pairs / there.outer(there).clamp_min(1)
+        return shares
+
+    def _keys_by_bin(self, columns: Tensor, counts: Tensor, bin_of: Tensor, bins: int) -> Tensor:
+        """How many keys of each bin the lists [groups, K] of a head name, float32 [groups, bins]."""
+        named = torch.arange(columns.shape[-1]) < counts[:, None]
+        keys = columns.long()[:, :, None] * self.block_size + torch.arange(self.block_size)
+        named = (named[:, :, None] & (keys < len(bin_of))).flatten(1).float()
+        tally = torch.zeros(len(columns), bins)
+        return tally.scatter_add_(1, bin_of[keys.flatten(1).clamp_max(len(bin_of) - 1)], named)
 
 
 class FixedColumnsRun(PolicyRun):

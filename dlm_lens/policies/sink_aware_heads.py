@@ -87,6 +87,10 @@ class HeadPattern:
         share = self.kept.to(q.device, torch.float32)
         return share, share
 
+    def kept_share(self, bins: int, heads: int) -> Tensor:
+        """1 where a head was computed, float32 [B, heads, bins, bins]; padding included, for none is known of."""
+        return self.kept.float()[:, :, None, None].expand(-1, heads, bins, bins)
+
 
 class _SinkAwareHeadsRun(PolicyRun):
     def __init__(self, policy: SinkAwareHeads) -> None:
