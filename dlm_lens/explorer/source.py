@@ -11,6 +11,7 @@ _FRAGMENTS = (
     "store.js",
     "legend.js",
     "scrubber.js",
+    "textpicture.js",
     "text.js",
     "grid.js",
     "map.js",
@@ -18,9 +19,11 @@ _FRAGMENTS = (
     "followed.js",
     "drift.js",
     "age.js",
+    "recorder.js",
+    "export.js",
     "explorer.js",
 )
-_STYLES = ("theme.css", "explorer.css", "text.css", "age.css")
+_STYLES = ("theme.css", "explorer.css", "text.css", "age.css", "export.css")
 
 
 def _join(names: tuple[str, ...]) -> str:

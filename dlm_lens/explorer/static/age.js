@@ -80,8 +80,8 @@ function makeAge(app) {
   budget.addEventListener("input", () => store.set({ budget: Number(budget.value) }));
   const amount = el("output", {});
   const verdict = el("b", {});
-  const numbers = el("div", { class: "dl-numbers" }, el("span", {}, "the columns of this step ", verdict));
-  const view = panel("Pattern age", numbers, el("label", { class: "dl-range-label" }, "budget", budget, amount));
+  const numbers = el("div", { class: "dl-numbers" }, el("span", { "data-picture": "" }, "the columns of this step ", verdict));
+  const view = panel("Pattern age", numbers, el("label", { class: "dl-range-label", "data-picture": "" }, "budget ", budget, amount));
   if (!data.has("mass")) {
     view.head.querySelector(".dl-tools").remove();
     view.body.append(missing("No pattern age: this trace has no column_mass. Capture it with ColumnMass()."));
@@ -156,7 +156,7 @@ function makeAge(app) {
   const hint = "One list for all queries of the selection; fresh lists for groups of queries keep at least as much.";
   view.body.append(
     el("div", { class: "dl-stack" }, base.node, over.node),
-    el("div", { class: "dl-panel-foot" }, keys, el("span", { class: "dl-hint" }, hint)),
+    el("div", { class: "dl-panel-foot" }, keys, el("span", { class: "dl-hint", "data-picture": "" }, hint)),
   );
 
   over.node.addEventListener("mousemove", (event) => {

@@ -39,7 +39,7 @@ function makeCanvas(attributes, paint) {
   const node = el("canvas", attributes);
   const ctx = node.getContext("2d");
   const surface = { node, ctx, paint, width: 0, height: 0, ratio: 1 };
-  node.surface = surface;
+  node.picture = () => ({ paint, width: surface.width, height: surface.height, font: ctx.font });
   const measure = () => {
     const ratio = window.devicePixelRatio || 1;
     const { clientWidth: width, clientHeight: height } = node;

@@ -8,8 +8,8 @@ function makeDrift(app) {
   const numbers = el(
     "div",
     { class: "dl-numbers" },
-    el("span", { title: "Variance over positions of the mass that a position receives on average over the steps" }, "spatial variance ", spatial),
-    el("span", { title: "Variance over steps of the sinks' centroid" }, "temporal variance ", temporal),
+    el("span", { "data-picture": "", title: "Variance over positions of the mass that a position receives on average over the steps" }, "spatial variance ", spatial),
+    el("span", { "data-picture": "", title: "Variance over steps of the sinks' centroid" }, "temporal variance ", temporal),
   );
   const view = panel("Sink drift", numbers);
   if (!data.has("centroid")) {

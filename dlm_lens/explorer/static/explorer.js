@@ -1,7 +1,7 @@
 // Puts the views together: shared state, theme, keyboard, and the link to a host (a kernel's model or none).
 
 const INKS = [
-  "text", "dim", "line", "surface", "plot", "sink", "fresh", "follow", "playhead", "boundary", "frontier",
+  "text", "dim", "line", "mask", "surface", "plot", "sink", "fresh", "follow", "playhead", "boundary", "frontier",
   "kind-dense", "kind-refresh", "kind-sparse", "kind-cached",
 ];
 const GUTTER = { left: 62, right: 14 };
@@ -110,7 +110,7 @@ class App {
   key(event) {
     if (event.ctrlKey || event.metaKey || event.altKey || event.target.matches?.("select, input, textarea")) return;
     const stride = event.shiftKey ? 10 : 1;
-    const onButton = event.target.matches?.("button");
+    const onButton = event.target.matches?.("button, summary");
     const act = {
       ArrowLeft: () => this.stepBy(-stride),
       ArrowRight: () => this.stepBy(stride),
@@ -160,6 +160,7 @@ async function mount(host, manifest, payload, initial = {}) {
   const { store } = app;
   const views = [makeScrubber, makeText, makeGrid, makeMap, makeRaster, makeFollowed, makeDrift, makeAge].map((make) => make(app));
   store.views.push(...views);
+  for (const view of views) addSaveMenu(app, view);
   const [time, text, grid, map, ...overTime] = views.map((view) => view.root);
   const now = el("div", { class: "dl-now" }, text, grid, map);
   root.prepend(...[header(app), notes(manifest), time, now, ...overTime].filter(Boolean));

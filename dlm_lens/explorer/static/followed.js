@@ -3,7 +3,7 @@
 function makeFollowed(app) {
   const { data, store, tip } = app;
   const state = store.state;
-  const subject = el("span", { class: "dl-subject" });
+  const subject = el("span", { class: "dl-subject", "data-picture": "" });
   const view = panel("Followed token", subject);
   view.root.hidden = true;
   if (!data.has("mass")) return { root: view.root, update() {} };

@@ -2,6 +2,7 @@
 
 const FLOOR = 1; // × even share: what gets no more than that is drawn as background
 const TOP_SHARE = 0.997;
+const LEGEND_WIDTH = 200;
 
 // The range of a selection over all its steps, comparable while scrubbing. A few extremes do not set its top:
 // the colours would be spent on them.
@@ -36,7 +37,9 @@ function makeLegend(label) {
   const marks = el("div", { class: "dl-legend-ticks" });
   const unit = el("span", { class: "dl-legend-unit" }, label);
   const root = el("div", { class: "dl-legend" }, unit, el("div", { class: "dl-legend-scale" }, bar, marks));
+  let shown = null;
   const update = (range, scale, format, text = null) => {
+    shown = { range, scale, format };
     if (text !== null) unit.textContent = text;
     const stops = Array.from({ length: 17 }, (_, i) => scale.css[Math.min(255, i * 16)]);
     bar.style.background = `linear-gradient(to right, ${stops.join(",")})`;
@@ -50,10 +53,29 @@ function makeLegend(label) {
       }),
     );
   };
+  // The same on any 2D context: the unit, and under it the bar with its ticks.
+  const draw = (app, ctx, x, y) => {
+    const { range, scale, format } = shown;
+    const from = x + ctx.measureText(unit.textContent).width + 12;
+    axisText(app, ctx, unit.textContent, x, y + 10);
+    const cell = LEGEND_WIDTH / 64;
+    for (let i = 0; i < 64; i++) {
+      ctx.fillStyle = scale.css[Math.round((i * 255) / 63)];
+      ctx.fillRect(from + i * cell, y, i < 63 ? cell + 0.5 : cell, 11);
+    }
+    ctx.strokeStyle = app.ink("line");
+    ctx.lineWidth = 1;
+    ctx.strokeRect(from, y, LEGEND_WIDTH, 11);
+    legendTicks(range).forEach((value, i, all) => {
+      const align = i === 0 ? "left" : i === all.length - 1 ? "right" : "center";
+      axisText(app, ctx, format(value, range), from + (levelOf(value, range) / 255) * LEGEND_WIDTH, y + 24, align);
+    });
+  };
+  root.legend = { draw, width: (ctx) => ctx.measureText(unit.textContent).width + 12 + LEGEND_WIDTH };
   return { root, update };
 }
 
 // A sign with its meaning: the swatch gets its look from the style sheet.
 function keyItem(kind, text) {
-  return el("span", { class: "dl-key" }, el("i", { class: `dl-key-${kind}`, "aria-hidden": "true" }), text);
+  return el("span", { class: "dl-key", "data-kind": kind }, el("i", { class: `dl-key-${kind}`, "aria-hidden": "true" }), text);
 }

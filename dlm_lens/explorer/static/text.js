@@ -55,7 +55,7 @@ function makeText(app) {
         if (end) [line, indent] = [null, end.indent];
       }
       const count = `${to - from} ${to - from === 1 ? "token" : "tokens"}`;
-      return el("div", { class: "dl-part" }, el("h4", {}, title, el("small", {}, count)), body);
+      return el("div", { class: "dl-part" }, el("h4", {}, title, " ", el("small", {}, count)), body);
     };
     const prompt = part("Prompt", first, data.promptLength);
     const generation = part("Generation", data.promptLength, data.positions);
@@ -128,6 +128,7 @@ function makeText(app) {
     if (touches(changed, "follow")) app.followedInText = false;
   };
 
+  scroll.picture = () => textPicture(app, scroll);
   scroll.addEventListener("click", (event) => {
     const { position } = event.target;
     if (position === undefined) return;
