@@ -1,9 +1,9 @@
 """How a trace lies on disk or in memory: one Zarr 3 group, filled step by step.
 
-Every array is created for all planned steps at once, with one chunk per step, and a step is marked in the
-array ``finished`` only after its chunks are there. Zarr replaces files atomically, so a run that is killed
-leaves a trace of the steps it finished. Floats of this kind hardly compress; leaving them as they are makes
-appending a step and reading one step cheap.
+Every array is created for all planned steps at once, with one chunk per step, or several along the layers where
+a step is large, and a step is marked in the array ``finished`` only after its chunks are there. Zarr replaces files
+atomically, so a run that is killed leaves a trace of the steps it finished. Floats of this kind hardly compress;
+leaving them as they are makes appending a step and reading one step cheap.
 """
 
 from __future__ import annotations
@@ -12,6 +12,7 @@ import json
 import math
 import shutil
 from collections.abc import Mapping, Sequence
+from itertools import product
 from os import PathLike, fspath
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -55,6 +56,9 @@ OF_THE_RUN = ("kind", "step_ms")
 COORDINATES = ("step", "layer", "head", "position")
 # Dimensions whose labels are texts or fractions: those are kept as JSON in the attributes of the group.
 LABELLED = ("granularity", "budget")
+# A chunk holds as many layers of a step as fit, at least one: looking at one head of a large model then reads the
+# layers around it, not all of them.
+_CHUNK_BYTES = 2 << 20
 
 
 def dimensions(name: str, batched: bool) -> tuple[str, ...]:
@@ -106,11 +110,16 @@ class TraceWriter:
     def _create(self, name: str, dims: tuple[str, ...], dtype: str) -> zarr.Array:
         shape = tuple(self._sizes[dim] for dim in dims)
         # A vector over steps stays one chunk: a thousand files of four bytes would only slow opening down.
-        chunks = tuple(1 if dim == "step" and len(dims) > 1 else max(self._sizes[dim], 1) for dim in dims)
+        chunk = {dim: 1 if dim == "step" and len(dims) > 1 else max(self._sizes[dim], 1) for dim in dims}
+        if "layer" in dims and "step" in dims:
+            layer = np.dtype(dtype).itemsize * math.prod(
+                size for dim, size in chunk.items() if dim != "layer"
+            )
+            chunk["layer"] = max(1, min(chunk["layer"], _CHUNK_BYTES // layer))
         return self._group.create_array(
             name,
             shape=shape,
-            chunks=chunks,
+            chunks=tuple(chunk.values()),
             dtype=dtype,
             dimension_names=dims,
             fill_value=float("nan") if dtype.startswith("float") else (0 if dtype != "int32" else -1),
@@ -269,8 +278,11 @@ def _check_files(folder: Path, group: zarr.Group, finished: np.ndarray) -> None:
         dims = array.metadata.dimension_names or ()
         by_step = "step" in dims and array.ndim > 1
         size = math.prod(array.chunks) * array.dtype.itemsize
-        for step in finished if by_step else [0]:
-            index = tuple(int(step) if by_step and dim == "step" else 0 for dim in dims)
+        along = [
+            finished.tolist() if by_step and dim == "step" else range(-(-extent // chunk))
+            for dim, extent, chunk in zip(dims, array.shape, array.chunks, strict=True)
+        ]
+        for index in product(*along):
             chunk = folder / name / array.metadata.encode_chunk_key(index)
             found = chunk.stat().st_size if chunk.exists() else 0
             if found != size:

@@ -202,3 +202,15 @@ def test_public_names_and_plain_attributes(saved):
     assert dl.Trace is Trace
     assert dl.open_trace is open_trace
     json.dumps(open_trace(saved).attrs)
+
+
+def test_a_large_step_is_stored_in_several_chunks(tmp_path, monkeypatch):
+    """A head of a large model can then be read without reading all the others, and a lost chunk is noticed."""
+    monkeypatch.setattr("dlm_lens.trace_store._CHUNK_BYTES", 2 * 4 * 4 * 24)  # of two layers' column mass
+    trace = dl.synthetic_trace(steps=2, layers=5, heads=4, length=24, prompt_length=8, bins=4)
+    saved = trace.save(tmp_path / "run.zarr")
+    assert sorted(path.name for path in (tmp_path / "run.zarr/column_mass/c/1").iterdir()) == ["0", "1", "2"]
+    np.testing.assert_array_equal(saved["column_mass"].values, trace["column_mass"].values)
+    (tmp_path / "run.zarr/column_mass/c/1/2/0/0").unlink()
+    with pytest.raises(dl.TraceError, match=r"column_mass/c/1/2/0/0 has 0 of"):
+        dl.open_trace(tmp_path / "run.zarr")

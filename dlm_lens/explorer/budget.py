@@ -1,4 +1,8 @@
-"""What of a trace fits into a size budget: coarser maps first, then fewer heads, steps and layers."""
+"""What of a trace fits into a size budget.
+
+With a kernel at hand heads, then layers, are left to be asked for one by one; after that, and in a page at once, maps
+become coarser and heads, steps and layers fewer.
+"""
 
 from __future__ import annotations
 
@@ -13,17 +17,23 @@ _FEWEST_STEPS = 8
 
 @dataclass(frozen=True)
 class Plan:
-    """Which parts of a trace to pack: indices of steps, layers and heads, and bins of the pooled maps."""
+    """Which parts of a trace to pack: indices of steps, layers and heads, and bins of the pooled maps.
+
+    ``resident`` is the finest selection whose arrays are packed: ``"all"`` (the mean of everything), ``"layer"``
+    (also that of each layer's heads) or ``"head"``. Finer ones are asked for when they are looked at.
+    """
 
     steps: tuple[int, ...]
     layers: tuple[int, ...]
     heads: tuple[int, ...]
     bins: int  # 0: no maps
+    resident: str = "head"
 
     @property
     def selections(self) -> int:
-        """The mean of everything, the mean of each layer, and each head."""
-        return 1 + len(self.layers) * (1 + len(self.heads))
+        """How many selections are packed."""
+        layers, heads = len(self.layers), len(self.heads)
+        return {"all": 1, "layer": 1 + layers, "head": 1 + layers * (1 + heads)}[self.resident]
 
 
 def full_plan(trace: Trace) -> Plan:
@@ -42,10 +52,14 @@ def raw_bytes(plan: Plan, trace: Trace) -> int:
     return trace.samples * len(plan.steps) * (per_step + 6 * trace.length)
 
 
-def plans(trace: Trace) -> Iterator[Plan]:
-    """The full plan, then ever smaller ones: by turns coarser maps, every other head, step and layer."""
+def plans(trace: Trace, on_demand: bool = False) -> Iterator[Plan]:
+    """The full plan, then ever smaller ones; with ``on_demand`` heads and layers may be left to be asked for."""
     plan = full_plan(trace)
     yield plan
+    if on_demand and plan.layers:
+        for resident in ("layer", "all"):
+            plan = replace(plan, resident=resident)
+            yield plan
     while True:
         before = plan
         for smaller in (_halve_bins, _halve_heads, _halve_steps, _halve_layers):
@@ -65,7 +79,7 @@ def _halve_bins(plan: Plan) -> Plan:
 
 
 def _halve_heads(plan: Plan) -> Plan:
-    return replace(plan, heads=plan.heads[::2])
+    return replace(plan, heads=plan.heads[::2]) if plan.resident == "head" else plan
 
 
 def _halve_steps(plan: Plan) -> Plan:
@@ -76,7 +90,7 @@ def _halve_steps(plan: Plan) -> Plan:
 
 
 def _halve_layers(plan: Plan) -> Plan:
-    return replace(plan, layers=plan.layers[::2])
+    return replace(plan, layers=plan.layers[::2]) if plan.resident == "head" else plan
 
 
 def describe(plan: Plan, full: Plan) -> list[str]:

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import base64
 import html
+from collections.abc import Sequence
 
-from dlm_lens.explorer.data import Packed, pack
+from dlm_lens.explorer.bundle import Bundle, bundle
 from dlm_lens.explorer.source import page_script, page_styles
 from dlm_lens.trace import Trace
 
@@ -36,16 +37,25 @@ def json_in_html(text: str) -> str:
     return text
 
 
-def page(trace: Trace, title: str | None = None, max_bytes: int = 25_000_000) -> str:
-    """The HTML text of at most ``max_bytes`` UTF-8 bytes.
+def page(
+    trace: Trace,
+    title: str | None = None,
+    max_bytes: int = 25_000_000,
+    *,
+    against: Trace | None = None,
+    labels: Sequence[str] | None = None,
+    progress: bool = False,
+) -> str:
+    """The HTML text, of at most ``max_bytes`` UTF-8 bytes, of a trace, or of two side by side.
 
     What does not fit is left out as :func:`dlm_lens.explorer.data.pack` does, and the page says so.
     Raises ``ValueError`` if even the smallest reduction does not fit.
     """
+    traces = [trace] if against is None else [trace, against]
     frame = len(page_script().encode()) + len(page_styles().encode()) + len(_PAGE)
     room = max_bytes - frame
     while room > 0:
-        packed = pack(trace, title=title, max_bytes=room * 3 // 4)
+        packed = bundle(traces, title=title, labels=labels, max_bytes=room * 3 // 4, progress=progress)
         text = _render(packed)
         surplus = len(text.encode()) - max_bytes
         if surplus <= 0:
@@ -54,11 +64,11 @@ def page(trace: Trace, title: str | None = None, max_bytes: int = 25_000_000) ->
     raise ValueError(f"max_bytes={max_bytes:,} is too small: the page alone takes {frame:,} bytes")
 
 
-def _render(packed: Packed) -> str:
+def _render(packed: Bundle) -> str:
     return _PAGE.format(
-        title=html.escape(f"{packed.manifest['title']} · dlm-lens"),
+        title=html.escape(f"{packed.title} · dlm-lens"),
         styles=page_styles(),
-        manifest=json_in_html(packed.manifest_json()),
+        manifest=json_in_html(packed.manifest_json),
         payload=base64.b64encode(packed.payload).decode(),
         script=page_script(),
     )

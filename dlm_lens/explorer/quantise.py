@@ -17,11 +17,22 @@ _ALIGNMENT = 8
 _DTYPES = {"uint8": "u1", "uint16": "u2", "uint32": "u4", "int32": "i4", "float32": "f4"}
 
 
-def log_scale(values: np.ndarray) -> dict[str, Any]:
-    """Scale for non-negative shares: from the smallest positive value, but at most five decades, to the largest."""
-    hi = float(values.max(initial=0.0)) or 1.0
-    smallest = float(np.min(values, where=values > 0, initial=hi))
-    return {"kind": "log", "lo": min(max(smallest, hi * 10.0**-DECADES), hi * 0.5), "hi": hi}
+@dataclass
+class Extent:
+    """The smallest positive and the largest of the non-negative shares seen so far."""
+
+    smallest: float = np.inf
+    largest: float = 0.0
+
+    def include(self, values: np.ndarray) -> Extent:
+        self.largest = max(self.largest, float(values.max(initial=0.0)))
+        self.smallest = min(self.smallest, float(np.min(values, where=values > 0, initial=np.inf)))
+        return self
+
+    def log_scale(self) -> dict[str, Any]:
+        """Scale from the smallest positive value, but at most five decades, to the largest."""
+        hi = self.largest or 1.0
+        return {"kind": "log", "lo": min(max(self.smallest, hi * 10.0**-DECADES), hi * 0.5), "hi": hi}
 
 
 def encode(values: np.ndarray, scale: dict[str, Any]) -> np.ndarray:

@@ -21,6 +21,7 @@ _FRAGMENTS = (
     "age.js",
     "recorder.js",
     "export.js",
+    "sides.js",
     "explorer.js",
 )
 _STYLES = ("theme.css", "explorer.css", "text.css", "age.css", "export.css")

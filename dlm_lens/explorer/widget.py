@@ -5,6 +5,7 @@ from __future__ import annotations
 import base64
 import html
 import io
+from collections.abc import Sequence
 from functools import cached_property
 from os import PathLike
 from pathlib import Path
@@ -15,7 +16,7 @@ import traitlets
 from IPython.display import HTML
 from matplotlib.figure import Figure
 
-from dlm_lens.explorer.data import pack
+from dlm_lens.explorer.bundle import bundle
 from dlm_lens.explorer.page import page
 from dlm_lens.explorer.source import styles, widget_script
 from dlm_lens.plots import column_raster, sink_drift
@@ -58,12 +59,24 @@ class Explorer(anywidget.AnyWidget):
     sample = traitlets.Int(0).tag(sync=True)
     position = traitlets.Int(-1).tag(sync=True)
 
-    def __init__(self, trace: Trace, *, title: str | None = None, max_bytes: int = 25_000_000) -> None:
-        packed = pack(trace, title=title, max_bytes=max_bytes)
-        manifest = packed.manifest
-        self.trace = trace
-        self.notes: tuple[str, ...] = tuple(manifest["notes"])
-        self._title = title
+    def __init__(
+        self,
+        trace: Trace,
+        *,
+        against: Trace | None = None,
+        title: str | None = None,
+        labels: Sequence[str] | None = None,
+        max_bytes: int = 25_000_000,
+        progress: bool = True,
+    ) -> None:
+        self.trace, self.against = trace, against
+        self._title, self._labels, self._progress = title, labels, progress
+        traces = [trace] if against is None else [trace, against]
+        self._bundle = bundle(
+            traces, title=title, labels=labels, max_bytes=max_bytes, on_demand=True, progress=progress
+        )
+        self.notes = self._bundle.notes
+        manifest = self._bundle.packs[0].manifest
         metrics = [metric["key"] for metric in manifest["metrics"]]
         self._choices = {
             "step": manifest["steps"],
@@ -74,11 +87,26 @@ class Explorer(anywidget.AnyWidget):
             "position": range(-1, trace.length),
         }
         super().__init__(
-            _manifest=packed.manifest_json(),
-            _payload=packed.payload,
+            _manifest=self._bundle.manifest_json,
+            _payload=self._bundle.payload,
             step=manifest["steps"][0],
             metric=metrics[0] if metrics else "",
         )
+        self.on_msg(self._answer)
+
+    def _answer(self, widget: Any, message: dict[str, Any], buffers: list[bytes]) -> None:
+        """Send a selection that was left to be asked for: ``{"type": "slice", "trace", "sample", "layer", "head"}``,
+        indices of the manifest, ``head`` −1 for the mean of the layer's heads."""
+        if message.get("type") != "slice":
+            return
+        trace, sample, layer, head = (int(message[name]) for name in ("trace", "sample", "layer", "head"))
+        try:
+            packed = self._bundle.packs[trace]
+            arrays, payload = packed.selection(sample, layer, None if head < 0 else head)
+        except Exception as error:  # whatever it is, the page is waiting for an answer
+            self.send(message | {"error": f"{type(error).__name__}: {error}"})
+            raise
+        self.send(message | {"arrays": arrays}, [payload])
 
     @traitlets.validate("step", "layer", "head", "metric", "sample", "position")
     def _check(self, proposal: Any) -> Any:
@@ -98,7 +126,7 @@ class Explorer(anywidget.AnyWidget):
         max_bytes : largest size of the file. What does not fit is left out: coarser maps first, then fewer
             heads, steps and layers. The page says what. ``ValueError`` if nothing fits.
         """
-        text = page(self.trace, title=title or self._title, max_bytes=max_bytes)
+        text = self._page(title or self._title, max_bytes)
         target = Path(path)
         target.write_text(text, encoding="utf-8")
         return target
@@ -108,9 +136,19 @@ class Explorer(anywidget.AnyWidget):
 
         ``height`` in CSS pixels; ``max_bytes`` as for :meth:`save_html`. The notebook grows by that much.
         """
-        text = page(self.trace, title=self._title, max_bytes=max_bytes)
+        text = self._page(self._title, max_bytes)
         title = html.escape(self._title or "dlm-lens explorer", quote=True)
         return HTML(_FRAME.format(page=html.escape(text, quote=True), title=title, height=int(height)))
+
+    def _page(self, title: str | None, max_bytes: int) -> str:
+        return page(
+            self.trace,
+            title,
+            max_bytes,
+            against=self.against,
+            labels=self._labels,
+            progress=self._progress,
+        )
 
     def _repr_mimebundle_(self, **kwargs: Any) -> tuple[dict[str, Any], dict[str, Any]] | None:
         bundle = super()._repr_mimebundle_(**kwargs)
@@ -123,12 +161,14 @@ class Explorer(anywidget.AnyWidget):
     @cached_property
     def _picture(self) -> bytes:
         """PNG of the column raster above the sink drift; empty for a trace without column mass."""
-        if "column_mass" not in self.trace.dataset:
+        traces = [trace for trace in (self.trace, self.against) if trace and "column_mass" in trace.dataset]
+        if not traces:
             return b""
-        figure = Figure(figsize=(8, 5), dpi=80, layout="constrained")
-        above, below = figure.subplots(2, 1, sharex=True, height_ratios=(3, 2))
-        column_raster(self.trace, ax=above)
-        sink_drift(self.trace, ax=below)
+        figure = Figure(figsize=(8 * len(traces), 5), dpi=80, layout="constrained")
+        axes = figure.subplots(2, len(traces), sharex="col", height_ratios=(3, 2), squeeze=False)
+        for trace, (above, below) in zip(traces, axes.T, strict=True):
+            column_raster(trace, ax=above)
+            sink_drift(trace, ax=below)
         file = io.BytesIO()
         figure.savefig(file, format="png", pil_kwargs={"optimize": True})
         return file.getvalue()
@@ -140,7 +180,13 @@ class Explorer(anywidget.AnyWidget):
 
 
 def explore(
-    trace: Trace | str | PathLike, *, title: str | None = None, max_bytes: int = 25_000_000
+    trace: Trace | str | PathLike,
+    *,
+    against: Trace | str | PathLike | None = None,
+    title: str | None = None,
+    labels: Sequence[str] | None = None,
+    max_bytes: int = 25_000_000,
+    progress: bool = True,
 ) -> Explorer:
     """Look at a trace, or at the trace saved at a path: a linked, interactive view for notebooks.
 
@@ -148,14 +194,34 @@ def explore(
 
     Parameters
     ----------
+    against : a second trace, shown beside the first and moved by the same controls: a model and its autoregressive
+        twin, dense attention and a policy, two prompts. Steps correspond by their number where both runs have as
+        many, else by how far the runs are
     title : heading; by default the model's name
-    max_bytes : what may go to the browser, compressed. A larger trace is reduced and the view says how.
+    labels : names of the two traces; by default what tells them apart
+    max_bytes : what may go to the browser, compressed. Of a larger trace heads are fetched from the kernel when they
+        are looked at; if that is not enough it is reduced and the view says how
+    progress : show a bar while a large trace is read
 
     Raises ``TraceError`` for a path without a trace or a trace without anything to show, ``TypeError`` for
-    anything else than a trace or a path.
+    anything else than a trace or a path, ``ValueError`` unless there is a label for each trace.
     """
+    traces = [_opened("explore", trace)] + ([] if against is None else [_opened("against", against)])
+    if labels is not None and len(labels) != len(traces):
+        raise ValueError(f"labels={list(labels)} must name each trace once: {len(traces)} expected")
+    return Explorer(
+        traces[0],
+        against=traces[1] if against is not None else None,
+        title=title,
+        labels=labels,
+        max_bytes=max_bytes,
+        progress=progress,
+    )
+
+
+def _opened(name: str, trace: Any) -> Trace:
     if isinstance(trace, str | PathLike):
-        trace = open_trace(trace)
+        return open_trace(trace)
     if not isinstance(trace, Trace):
-        raise TypeError(f"explore takes a Trace or the path of one, got {type(trace).__name__}")
-    return Explorer(trace, title=title, max_bytes=max_bytes)
+        raise TypeError(f"{name} takes a Trace or the path of one, got {type(trace).__name__}")
+    return trace

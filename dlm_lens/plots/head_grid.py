@@ -22,7 +22,8 @@ def head_grid(
 
     Parameters
     ----------
-    metric : ``"sink_mass"``, ``"effective_columns"``, ``"row_entropy"`` or ``"retained_mass"``
+    metric : ``"sink_mass"``, ``"temporal_variance"`` of the sinks, ``"effective_columns"``, ``"recall"`` of the best
+        20% of the keys, ``"step_similarity"`` to the step before, ``"row_entropy"`` or ``"retained_mass"``
     step : number of a recorded step; by default the mean over all steps
     sample : which sample of a batch
 

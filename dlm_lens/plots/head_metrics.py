@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass
 
+import numpy as np
 import xarray as xr
 
 from dlm_lens import metrics
@@ -39,6 +40,26 @@ def _row_entropy(trace: Trace) -> xr.DataArray:
     return entropy.where(last >= trace["start"]).mean("query_bin")
 
 
+def _temporal_variance(trace: Trace) -> xr.DataArray:
+    """A number of the whole run, repeated at every step."""
+    steps = xr.ones_like(trace["step_ms"], dtype=float)
+    return metrics.temporal_variance(trace, per_head=True) * steps
+
+
+def _recall(trace: Trace) -> xr.DataArray:
+    return metrics.column_recall(trace, (RECALL_BUDGET,)).isel(budget=0, drop=True)
+
+
+def _step_similarity(trace: Trace) -> xr.DataArray:
+    """Cosine of a step's column mass and that of the recorded step before it; NaN at the first."""
+    mass = trace["column_mass"].astype(np.float64)
+    before = mass.shift(step=1)
+    lengths = np.sqrt((mass**2).sum("position") * (before**2).sum("position"))
+    return (mass * before).sum("position", skipna=False) / lengths
+
+
+RECALL_BUDGET = 0.2
+
 HEAD_METRICS = {
     "sink_mass": HeadMetric(
         "sink mass share",
@@ -47,12 +68,33 @@ HEAD_METRICS = {
         "column_mass",
         _sink_mass,
     ),
+    "temporal_variance": HeadMetric(
+        "sink temporal variance",
+        "positions²",
+        "How far the centroid of the head's sinks moves over the whole run; the same at every step",
+        "column_mass",
+        _temporal_variance,
+    ),
     "effective_columns": HeadMetric(
         "effective columns",
         "keys",
         "Number of keys that share the head's attention: exponential of the entropy of the column mass",
         "column_mass",
         metrics.effective_columns,
+    ),
+    "recall": HeadMetric(
+        f"recall at {RECALL_BUDGET:.0%} of the keys",
+        "%",
+        "Share of the head's attention that the best keys of that number keep, one list for all its queries",
+        "column_mass",
+        _recall,
+    ),
+    "step_similarity": HeadMetric(
+        "similarity to the step before",
+        "cosine",
+        "Cosine of the attention that the keys receive at this step and at the recorded step before",
+        "column_mass",
+        _step_similarity,
     ),
     "row_entropy": HeadMetric(
         "row entropy",

@@ -110,11 +110,11 @@ def look(browser: Browser) -> Iterator[Callable[..., View]]:
 
 @pytest.fixture
 def show(look, tmp_path) -> Callable[..., View]:
-    """``show(trace, …)`` saves the explorer as HTML and opens that."""
+    """``show(trace, against=None, …)`` saves the explorer as HTML and opens that."""
 
-    def save_and_look(trace: dl.Trace, **settings) -> View:
+    def save_and_look(trace: dl.Trace, against: dl.Trace | None = None, labels=None, **settings) -> View:
         path = tmp_path / "explorer.html"
-        path.write_text(page(trace), encoding="utf-8")
+        path.write_text(page(trace, against=against, labels=labels), encoding="utf-8")
         view = look(path, **settings)
         view.page.wait_for_selector("body[data-ready]")
         return view

@@ -1,11 +1,13 @@
 """The saved explorer in a real browser, from a file and with the network off."""
 
 import base64
+import json
 
 import pytest
 from nbconvert import HTMLExporter
 from nbformat.v4 import new_code_cell, new_notebook, new_output
 
+import dlm_lens as dl
 from dlm_lens.explorer import explore
 from dlm_lens.explorer.page import page
 from tests.explorer.conftest import HOSTILE
@@ -229,33 +231,57 @@ def test_embedded_output_survives_nbconvert(look, trace, tmp_path):
     frame.get_by_text("step 1 of 6").wait_for()
 
 
-def test_the_widget_module_runs_in_a_host_with_a_model(look, trace, tmp_path):
+# A host like the one that anywidget gives a widget: traits, and messages that `answers` replies to when told to.
+HOST = """<!doctype html><meta charset="utf-8"><style>{styles}</style><body><div id="out"></div>
+<script type="module">
+const bytes = (text) => Uint8Array.from(atob(text), (c) => c.charCodeAt(0));
+const state = {state};
+state._manifest = new TextDecoder().decode(bytes("{manifest}"));
+state._payload = new DataView(bytes("{payload}").buffer);
+const answers = {answers};
+const handlers = {{}};
+window.model = {{ state, saved: 0, asked: [], handlers,
+  get: (n) => state[n], set: (all) => Object.assign(state, all), save_changes() {{ this.saved++; }},
+  on: (n, f) => (handlers[n] = f), off: (n) => delete handlers[n],
+  push(n, v) {{ state[n] = v; handlers[`change:${{n}}`](); }},
+  send(message) {{
+    this.asked.push(message);
+    const [content, payload] = answers[`${{message.sample}} ${{message.layer}} ${{message.head}}`] ?? [];
+    const buffers = payload ? [new DataView(bytes(payload).buffer)] : [];
+    this.answer = () => handlers["msg:custom"]({{ ...message, ...content }}, buffers);
+  }} }};
+const url = "data:text/javascript;base64,{script}";
+const widget = (await import(url)).default;
+window.stop = await widget.render({{ model: window.model, el: document.getElementById("out") }});
+document.body.dataset.ready = "true";
+</script>"""
+STATE = {"step": 0, "layer": -1, "head": -1, "metric": "sink_mass", "sample": 0, "position": -1}
+
+
+@pytest.fixture
+def host(look, tmp_path):
+    """``host(widget, state, answers)`` renders a widget's module in a page of its own."""
+
+    def render(widget, state=STATE, answers=None):
+        path = tmp_path / "host.html"
+        encoded = {
+            "script": widget._esm.encode(),
+            "manifest": widget._manifest.encode(),
+            "payload": widget._payload,
+        }
+        parts = {name: base64.b64encode(value).decode() for name, value in encoded.items()}
+        about = {"styles": widget._css, "state": json.dumps(state), "answers": json.dumps(answers or {})}
+        path.write_text(HOST.format(**parts, **about), encoding="utf-8")
+        view = look(path)
+        view.page.wait_for_selector("body[data-ready]")
+        return view
+
+    return render
+
+
+def test_the_widget_module_runs_in_a_host_with_a_model(host, trace):
     """The script of the notebook, given a model like the one that anywidget hands it."""
-    widget = explore(trace)
-    script = base64.b64encode(widget._esm.encode()).decode()
-    manifest = base64.b64encode(widget._manifest.encode()).decode()
-    payload = base64.b64encode(widget._payload).decode()
-    path = tmp_path / "host.html"
-    path.write_text(
-        f"""<!doctype html><meta charset="utf-8"><style>{widget._css}</style><body><div id="out"></div>
-        <script type="module">
-        const bytes = (text) => Uint8Array.from(atob(text), (c) => c.charCodeAt(0));
-        const state = {{ step: 2, layer: 1, head: -1, metric: "row_entropy", sample: 0, position: 7,
-          _manifest: new TextDecoder().decode(bytes("{manifest}")),
-          _payload: new DataView(bytes("{payload}").buffer) }};
-        const handlers = {{}};
-        window.model = {{ state, saved: 0, get: (n) => state[n], set: (all) => Object.assign(state, all),
-          save_changes() {{ this.saved++; }}, on: (n, f) => (handlers[n] = f), off: (n) => delete handlers[n],
-          push(n, v) {{ state[n] = v; handlers[`change:${{n}}`](); }}, handlers }};
-        const url = "data:text/javascript;base64,{script}";
-        const widget = (await import(url)).default;
-        window.stop = await widget.render({{ model: window.model, el: document.getElementById("out") }});
-        document.body.dataset.ready = "true";
-        </script>""",
-        encoding="utf-8",
-    )
-    view = look(path)
-    view.page.wait_for_selector("body[data-ready]")
+    view = host(explore(trace), STATE | {"step": 2, "layer": 1, "metric": "row_entropy", "position": 7})
     assert view.step() == 2
     assert view.chosen() == "layer 1, mean of its heads"
     view.page.get_by_role("slider", name="Denoising step").press("ArrowRight")
@@ -264,5 +290,102 @@ def test_the_widget_module_runs_in_a_host_with_a_model(look, trace, tmp_path):
     assert view.chosen().startswith("layer 1, head 2")
     view.page.evaluate("stop()")
     assert view.page.locator(".dl-explorer").count() == 0
-    assert view.page.evaluate("Object.keys(model.handlers)") == []
+
+
+def test_heads_of_a_large_trace_come_on_demand(host, show, trace):
+    """A head that was not sent is asked for once, shown when it is there, and then looks as if it had been sent."""
+    small = explore(trace, max_bytes=len(explore(trace)._payload) // 2)
+    assert small._bundle.packs[0].plan.resident == "layer"
+    arrays, payload = small._bundle.packs[0].selection(0, 1, 2)
+    answers = {
+        "0 1 2": [{"arrays": arrays}, base64.b64encode(payload).decode()],
+        "0 0 2": [{"error": "OSError: gone"}, None],
+    }
+    view = host(small, answers=answers)
+    view.page.evaluate("model.state.head = 2; model.push('layer', 1)")
+    assert view.chosen() == "loading layer 1, head 2 …"
+    view.page.evaluate("model.answer()")
+    view.page.wait_for_function(
+        "document.querySelector('.dl-chosen').textContent.startsWith('layer 1, head 2')"
+    )
+    seen = view.picture(".dl-map")
+    view.page.get_by_role("button", name="all heads").click()
+    assert view.picture(".dl-map") != seen
+    view.page.wait_for_function("model.state.layer === -1")  # what was chosen is told to the kernel after a while
+    view.page.evaluate("model.state.head = 2; model.push('layer', 1)")
+    assert view.chosen().startswith("layer 1, head 2")
+    assert view.picture(".dl-map") == seen
+    assert [message["head"] for message in view.page.evaluate("model.asked")] == [2]
+    view.page.locator(".dl-grid").press("ArrowUp")
+    view.page.evaluate("model.answer()")
+    view.page.wait_for_function("document.querySelector('.dl-chosen').textContent === 'OSError: gone'")
+    assert view.picture(".dl-map") == seen, "what was shown stays"
     assert view.messages == []
+
+
+@pytest.fixture
+def two(show, trace):
+    """Diffusion beside its causal twin, which has every other step only."""
+    causal = dl.synthetic_trace(
+        steps=6, layers=2, heads=4, length=48, prompt_length=16, bins=16, causal=True, seed=1
+    )
+    part = dl.Trace(causal.dataset.isel(step=[0, 2, 4]))
+    return show(trace, against=part, labels=("diffusion", "autoregressive"))
+
+
+def test_two_traces_move_together(two):
+    heads = [side.inner_text() for side in two.page.locator(".dl-side-head").all()]
+    assert heads[0].startswith("diffusion")
+    assert heads[1].startswith("autoregressive")
+    steps = two.page.locator(".dl-side-step")
+    for key, texts in [
+        ("ArrowRight", ["step 1 of 6", "step 0 of 6"]),
+        ("ArrowRight", ["step 2 of 6", "step 2 of 6"]),
+        ("End", ["step 5 of 6", "step 4 of 6"]),
+    ]:
+        two.page.keyboard.press(key)
+        two.settle()
+        assert steps.all_inner_texts() == texts
+    raster = two.page.locator(".dl-raster.dl-overlay").nth(1)
+    raster.click(position={"x": raster.bounding_box()["width"] / 2 + 20, "y": 80})
+    assert two.step() == 2
+    grid = two.page.locator(".dl-grid").nth(1)
+    box = grid.bounding_box()
+    grid.click(position={"x": box["width"] / 2 + 20, "y": box["height"] / 2 + 20})
+    two.settle()
+    first, second = two.page.locator(".dl-chosen").all_inner_texts()
+    assert first.split(" · ")[0] == second.split(" · ")[0] == "layer 1, head 2"
+    two.page.locator(".dl-tokens").first.locator("span").nth(3).click()
+    two.settle()
+    assert two.page.locator(".dl-followed").count() == 2
+
+
+def test_two_traces_share_their_colours(two):
+    legends = two.page.locator(".dl-panel", has=two.page.locator(".dl-raster")).locator(".dl-legend-ticks")
+    assert legends.nth(0).inner_text() == legends.nth(1).inner_text()
+    two.page.get_by_label("Metric of the grid").nth(0).select_option("effective_columns")
+    two.settle()
+    assert two.page.get_by_label("Metric of the grid").nth(1).input_value() == "effective_columns"
+    scales = two.page.locator(".dl-panel", has=two.page.locator(".dl-grid")).locator(".dl-legend-ticks")
+    assert scales.nth(0).inner_text() == scales.nth(1).inner_text()
+
+
+def test_runs_of_unlike_length_move_by_their_share(show, trace):
+    other = dl.synthetic_trace(steps=11, layers=1, heads=2, length=40, prompt_length=16, bins=8)
+    view = show(trace, against=other)
+    view.page.keyboard.press("End")
+    view.settle()
+    assert view.page.locator(".dl-side-step").all_inner_texts() == ["step 5 of 6", "step 10 of 11"]
+    assert view.messages == []
+
+
+def test_recall_is_shown_at_the_budget(show, trace):
+    view = show(trace)
+    view.page.get_by_label("Metric of the grid").select_option("recall")
+    grid = view.page.locator(".dl-grid")
+    box = grid.bounding_box()
+    grid.click(position={"x": box["width"] / 2 + 30, "y": box["height"] / 2 + 20})
+    shown = float(view.chosen().split(" · ")[1].removesuffix(" %"))
+    expected = 100 * float(dl.metrics.column_recall(trace, (0.2,)).sel(step=0, layer=1, head=2).item())
+    assert shown == pytest.approx(expected, abs=0.4)
+    assert "recall at 20 % of the keys" in view.page.locator(".dl-panel", has=grid).inner_text()

@@ -2,6 +2,7 @@
 
 import json
 import zlib
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -12,9 +13,10 @@ from hypothesis.extra import numpy as arrays
 import dlm_lens as dl
 from dlm_lens import metrics
 from dlm_lens.explorer.budget import describe, full_plan, plans
+from dlm_lens.explorer.bundle import bundle
 from dlm_lens.explorer.data import pack
-from dlm_lens.explorer.quantise import Buffer, decode, encode, log_scale
-from dlm_lens.explorer.selection import coarser_maps
+from dlm_lens.explorer.quantise import Buffer, Extent, decode, encode
+from dlm_lens.explorer.selection import coarser_maps, layer_blocks
 from tests.explorer.conftest import synthetic
 
 SHARES = arrays.arrays(np.float32, st.integers(1, 50), elements=st.floats(0, 1, width=32))
@@ -40,7 +42,7 @@ def bits(array, length):
 
 @given(SHARES)
 def test_a_logarithmic_code_is_off_by_half_a_quantum(values):
-    scale = log_scale(values)
+    scale = Extent().include(values).log_scale()
     seen = decode(encode(values, scale), scale)
     quantum = np.log(scale["hi"] / scale["lo"]) / 255
     kept = values > scale["lo"]
@@ -96,10 +98,61 @@ def test_sinks_centroid_and_variance_are_those_of_the_metrics(trace):
 def test_metrics_per_head_are_those_of_the_metrics(trace):
     packed = pack(trace)
     keys = [metric["key"] for metric in packed.manifest["metrics"]]
-    assert keys == ["sink_mass", "effective_columns", "row_entropy"]
-    values = unpack(packed)["metrics"][0]
-    np.testing.assert_allclose(values[1], metrics.effective_columns(trace).values, rtol=1e-5)
-    np.testing.assert_allclose(values[2], trace["row_entropy"].mean("query_bin").values, rtol=1e-5)
+    assert keys == [
+        "sink_mass",
+        "temporal_variance",
+        "effective_columns",
+        "recall",
+        "step_similarity",
+        "row_entropy",
+    ]
+    values = dict(zip(keys, unpack(packed)["metrics"][0], strict=True))
+    expected = metrics.effective_columns(trace).values
+    np.testing.assert_allclose(values["effective_columns"], expected, rtol=1e-5)
+    np.testing.assert_allclose(
+        values["row_entropy"], trace["row_entropy"].mean("query_bin").values, rtol=1e-5
+    )
+    drift = metrics.temporal_variance(trace, per_head=True).values
+    np.testing.assert_allclose(values["temporal_variance"], np.broadcast_to(drift, (6, 2, 4)), rtol=1e-5)
+
+
+def test_recall_is_packed_by_budget(trace):
+    packed = pack(trace)
+    budgets = packed.manifest["budgets"]
+    expected = metrics.column_recall(trace, budgets).values
+    np.testing.assert_allclose(unpack(packed)["recall"][0], expected, atol=0.003)
+
+
+def test_heads_and_layers_can_be_left_to_be_asked_for(trace):
+    """What is asked for later is what would have been packed; on the same scale, so that colours agree."""
+    whole = pack(trace)
+    packed = pack(trace, max_bytes=len(whole.payload) // 2, on_demand=True)
+    assert (packed.plan.resident, packed.manifest["resident"], packed.manifest["notes"]) == ("layer", 3, [])
+    arrays, payload = packed.selection(0, 1, 2)
+    everything = unpack(whole)
+    for name, values in unpack(replace(packed, manifest={"arrays": arrays}, payload=payload)).items():
+        np.testing.assert_allclose(values[0, 0], everything[name][0, 3 + 4 + 2], rtol=1e-6, err_msg=name)
+    mean = packed.selection(0, 1, None)
+    layer = unpack(replace(packed, manifest={"arrays": mean[0]}, payload=mean[1]))
+    assert np.array_equal(layer["mass"][0, 0], everything["mass"][0, 2])
+    smaller = pack(trace, max_bytes=len(whole.payload) // 4, on_demand=True)
+    assert smaller.plan.resident == "all"
+    assert smaller.manifest["steps"] == list(trace.steps)
+
+
+def test_selections_of_a_padded_sample_are_those_of_that_sample(batch):
+    whole, packed = pack(batch), pack(batch, max_bytes=len(pack(batch).payload) // 2, on_demand=True)
+    arrays, payload = packed.selection(2, 0, 3)
+    for name, values in unpack(replace(packed, manifest={"arrays": arrays}, payload=payload)).items():
+        np.testing.assert_allclose(values[0, 0], unpack(whole)[name][2, 3 + 3], rtol=1e-6, err_msg=name)
+
+
+def test_a_trace_larger_than_a_block_of_memory_is_read_in_pieces(trace, monkeypatch):
+    whole = pack(trace)
+    monkeypatch.setattr("dlm_lens.explorer.selection._BLOCK_BYTES", 1)
+    assert list(layer_blocks(trace, ("column_mass",))) == [slice(0, 1), slice(1, 2)]
+    for name, values in unpack(pack(trace)).items():
+        np.testing.assert_allclose(values, unpack(whole)[name], rtol=1e-5, atol=1e-6, err_msg=name)
 
 
 def test_retained_mass_is_a_metric_when_recorded(trace):
@@ -166,6 +219,6 @@ def test_a_trace_without_statistics_is_an_error(trace):
 def test_the_manifest_is_json_whatever_the_tokens_hold(trace):
     words = {0: "\ud800", 1: "</script>"}
     broken = dl.Trace(trace.dataset.assign_attrs(vocabulary=json.dumps(words)))
-    text = pack(broken).manifest_json()
+    text = bundle([broken]).manifest_json
     text.encode("utf-8")
-    assert "</script>" in json.loads(text)["words"]
+    assert "</script>" in json.loads(text)["traces"][0]["words"]

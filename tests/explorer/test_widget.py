@@ -4,12 +4,14 @@ import base64
 import re
 import shutil
 import subprocess
+import zlib
 
 import pytest
 from traitlets import TraitError
 
 import dlm_lens as dl
 from dlm_lens.explorer import Explorer, explore
+from dlm_lens.explorer.bundle import default_labels
 from dlm_lens.explorer.page import json_in_html, page
 from dlm_lens.explorer.source import page_script, widget_script
 from dlm_lens.plots.style import SEQUENTIAL
@@ -76,6 +78,49 @@ def test_explore_takes_a_path(trace, tmp_path):
         explore(tmp_path / "nowhere")
     with pytest.raises(TypeError, match="got int"):
         explore(3)
+
+
+def test_two_traces_are_shown_and_saved_together(trace, tmp_path):
+    causal = dl.synthetic_trace(steps=6, layers=2, heads=4, length=48, prompt_length=16, bins=16, causal=True)
+    widget = explore(trace, against=causal, labels=["diffusion", "autoregressive"])
+    text = widget.save_html(tmp_path / "two.html").read_text(encoding="utf-8")
+    assert "<title>diffusion against autoregressive · dlm-lens</title>" in text
+    assert widget.against is causal
+    picture, alone = (
+        base64.b64decode(w._repr_mimebundle_()[0]["image/png"]) for w in (widget, explore(trace))
+    )
+    width = [int.from_bytes(png[16:20], "big") for png in (picture, alone)]
+    assert width[0] == 2 * width[1]
+    with pytest.raises(ValueError, match="must name each trace once"):
+        explore(trace, against=causal, labels=["one"])
+    with pytest.raises(TypeError, match="against takes a Trace"):
+        explore(trace, against=3)
+
+
+@pytest.mark.parametrize(
+    ("attrs", "labels"),
+    [
+        (({"model": "a"}, {"model": "b"}), ["a", "b"]),
+        (({"model": "a", "policy": "P()"}, {"model": "a", "policy": "Q()"}), ["P()", "Q()"]),
+        (({"model": "a", "policy": "P()"}, {"model": "a", "policy": "P()"}), ["a A", "a B"]),
+    ],
+)
+def test_labels_name_what_tells_traces_apart(trace, attrs, labels):
+    assert default_labels([dl.Trace(trace.dataset.assign_attrs(own)) for own in attrs]) == labels
+
+
+def test_a_head_that_was_left_out_is_sent_when_asked_for(trace, monkeypatch):
+    widget = explore(trace, max_bytes=len(explore(trace)._payload) // 2)
+    sent = []
+    monkeypatch.setattr(widget, "send", lambda message, buffers=(): sent.append((message, buffers)))
+    request = {"type": "slice", "trace": 0, "sample": 0, "layer": 1, "head": 3}
+    widget._handle_custom_msg(request, [])
+    ((message, buffers),) = sent
+    assert message["arrays"]["mass"]["shape"] == [1, 1, 6, 48]
+    assert zlib.decompress(buffers[0])
+    with pytest.raises(IndexError):
+        widget._answer(widget, request | {"layer": 9}, [])
+    assert "IndexError" in sent[-1][0]["error"]
 
 
 def test_saving_writes_one_file_within_the_limit(trace, tmp_path):

@@ -87,7 +87,7 @@ def test_steps_recorded_with_gaps_keep_their_places(trace):
     np.testing.assert_allclose(mesh.get_coordinates()[0, :, 0], [-0.5, 0.5, 3, 7])
 
 
-@pytest.mark.parametrize("metric", ["sink_mass", "effective_columns", "row_entropy"])
+@pytest.mark.parametrize("metric", sorted(set(HEAD_METRICS) - {"retained_mass"}))
 def test_head_grid_draws_a_cell_per_head(trace, metric):
     ax = plots.head_grid(trace, metric, step=3)
     cells = drawn(ax, QuadMesh).get_array()
@@ -111,6 +111,17 @@ def test_row_entropy_leaves_out_bins_of_padding():
     np.testing.assert_allclose(
         head_metric(trace, "row_entropy").isel(sample=2).values, expected.values, rtol=1e-5
     )
+
+
+def test_step_similarity_is_the_cosine_with_the_step_before(batch):
+    found = head_metric(batch, "step_similarity").transpose("sample", "step", "layer", "head").values
+    mass = batch["column_mass"].transpose("sample", "step", "layer", "head", "position").values.astype(float)
+    assert np.isnan(found[:, 0]).all()
+    for index in np.ndindex(3, 2, 2, 2):
+        sample, step, layer, head = index
+        a, b = mass[sample, step + 1, layer, head], mass[sample, step, layer, head]
+        cosine = a @ b / np.sqrt((a @ a) * (b @ b))
+        np.testing.assert_allclose(found[sample, step + 1, layer, head], cosine)
 
 
 @pytest.mark.parametrize(

@@ -8,12 +8,33 @@ async function inflate(bytes) {
   return new Response(stream).arrayBuffer();
 }
 
-async function unpack(manifest, compressed) {
-  return new TraceData(manifest, await inflate(compressed));
+// The traces of a bundle: their compressed buffers follow each other.
+function unpack(bundle, payload) {
+  let end = 0;
+  const parts = bundle.sizes.map((size) => payload.subarray(end, (end += size)));
+  return Promise.all(bundle.traces.map(async (manifest, i) => new TraceData(manifest, await inflate(parts[i]), i)));
 }
 
+function readArrays(specs, buffer) {
+  const arrays = {};
+  for (const [name, spec] of Object.entries(specs)) {
+    const size = spec.shape.reduce((a, b) => a * b, 1);
+    const values = new VIEW_TYPES[spec.dtype](buffer, spec.offset, size);
+    const last = spec.shape.length - 1;
+    const strides = spec.shape.map((_, i) => spec.shape.slice(i + 1).reduce((a, b) => a * b, 1));
+    if (spec.along !== undefined) undoDifferences(values, strides[spec.along], strides[spec.along - 1]);
+    arrays[name] = { ...spec, values, strides, row: spec.shape[last], lut: decodeTable(spec.scale) };
+  }
+  return arrays;
+}
+
+// Arrays over selections. Of a large trace only the first selections are resident, the others come on demand.
+const BY_SELECTION = new Set(["mass", "sinks", "centroid", "spread", "variance", "map"]);
+const KEPT_SELECTIONS = 48;
+
 class TraceData {
-  constructor(manifest, buffer) {
+  constructor(manifest, buffer, index) {
+    this.index = index; // of the trace in its bundle
     this.manifest = manifest;
     this.steps = manifest.steps;
     this.layers = manifest.layers;
@@ -23,15 +44,11 @@ class TraceData {
     this.promptLength = manifest.prompt_length;
     this.words = manifest.words.map(displayWord);
     this.breaks = manifest.words.map(lineBreak);
-    this.arrays = {};
-    for (const [name, spec] of Object.entries(manifest.arrays)) {
-      const size = spec.shape.reduce((a, b) => a * b, 1);
-      const values = new VIEW_TYPES[spec.dtype](buffer, spec.offset, size);
-      const last = spec.shape.length - 1;
-      const strides = spec.shape.map((_, i) => spec.shape.slice(i + 1).reduce((a, b) => a * b, 1));
-      if (spec.along !== undefined) undoDifferences(values, strides[spec.along], strides[spec.along - 1]);
-      this.arrays[name] = { ...spec, values, strides, row: spec.shape[last], lut: decodeTable(spec.scale) };
-    }
+    this.arrays = readArrays(manifest.arrays, buffer);
+    this.fetched = new Map(); // arrays by "sample selection", the longest unused first
+    this.pending = new Map();
+    this.askHost = null; // for a selection: (trace, sample, layer, head) → {arrays, payload}
+    this.recalls = new Map();
   }
 
   has(name) {
@@ -49,9 +66,68 @@ class TraceData {
     return 1 + this.layers.length + layer * this.heads.length + head;
   }
 
+  isThere(sample, layer, head) {
+    const selection = this.selection(layer, head);
+    return selection < this.manifest.resident || this.fetched.has(`${sample} ${selection}`);
+  }
+
+  // Makes a selection available; rejects with a reason that people can read.
+  load(sample, layer, head) {
+    const key = `${sample} ${this.selection(layer, head)}`;
+    if (!this.pending.has(key)) {
+      const asked = this.#ask(key, sample, layer, head);
+      this.pending.set(key, asked);
+      const done = () => this.pending.delete(key);
+      asked.then(done, done);
+    }
+    return this.pending.get(key);
+  }
+
+  async #ask(key, sample, layer, head) {
+    if (!this.askHost) throw new Error("its heads are read on demand, from a kernel that is not there: run the cell again");
+    const { arrays, payload } = await this.askHost(this.index, sample, layer, head);
+    this.fetched.set(key, readArrays(arrays, await inflate(payload)));
+    if (this.fetched.size > KEPT_SELECTIONS) this.fetched.delete(this.fetched.keys().next().value);
+  }
+
+  // Recall of every head [layer · head] at a step, for a budget between those that were packed.
+  recall(sample, step, budget) {
+    const budgets = this.manifest.budgets;
+    const above = Math.max(0, budgets.findIndex((b) => b >= budget));
+    const below = above - 1;
+    const [b0, b1] = [below < 0 ? 0 : budgets[below], budgets[above]];
+    const at = (budget - b0) / (b1 - b0);
+    const codes = this.slice("recall", sample, step);
+    const { lut, row } = this.arrays.recall;
+    return Float32Array.from({ length: codes.length / row }, (_, head) => {
+      const lower = below < 0 ? 0 : lut[codes[head * row + below]];
+      return lower + (lut[codes[head * row + above]] - lower) * at;
+    });
+  }
+
+  // Its range over all steps, for colours that are comparable while scrubbing.
+  recallRange(sample, budget) {
+    const key = `${sample} ${budget}`;
+    if (!this.recalls.has(key)) {
+      const range = { lo: 1, hi: 0 };
+      for (let step = 0; step < this.steps.length; step++)
+        for (const value of this.recall(sample, step, budget)) {
+          range.lo = Math.min(range.lo, value);
+          range.hi = Math.max(range.hi, value);
+        }
+      if (this.recalls.size > 20) this.recalls.clear();
+      this.recalls.set(key, range);
+    }
+    return this.recalls.get(key);
+  }
+
   // Values at leading indices, as a view without copying: slice("mass", sample, selection) is [step, position].
   slice(name, ...index) {
-    const array = this.arrays[name];
+    let array = this.arrays[name];
+    if (index[1] >= this.manifest.resident && BY_SELECTION.has(name)) {
+      array = this.fetched.get(`${index[0]} ${index[1]}`)[name];
+      index[0] = index[1] = 0;
+    }
     const offset = index.reduce((sum, at, i) => sum + at * array.strides[i], 0);
     return array.values.subarray(offset, offset + array.strides[index.length - 1]);
   }

@@ -6,14 +6,39 @@ const INKS = [
 ];
 const GUTTER = { left: 62, right: 14 };
 
+const START = {
+  step: 0, layer: -1, head: -1, sample: 0, follow: -1, hover: -1,
+  playing: false, speed: 8, budget: 0.2, loading: "", failure: "",
+};
+
+// One run and its views. Two may stand side by side; `peers` are both, or the one itself.
 class App {
-  constructor(root, data, initial) {
+  constructor(root, data, tip) {
     this.root = root;
     this.data = data;
-    this.tip = new Tooltip(root);
-    this.store = new Store({ step: 0, layer: -1, head: -1, sample: 0, follow: -1, hover: -1, playing: false, speed: 8, budget: 0.2, ...initial });
+    this.tip = tip;
+    this.peers = [this];
+    this.store = new Store({ ...START, metric: data.manifest.metrics[0]?.key });
     this.ranges = new Map();
+    this.asked = 0;
     this.readTheme();
+  }
+
+  // Goes to a selection, waiting for its arrays where they come on demand; until then the old one stays.
+  async choose(patch) {
+    const ticket = ++this.asked;
+    const { sample, layer, head } = { ...this.store.state, ...patch };
+    if (!this.data.isThere(sample, layer, head)) {
+      this.store.set({ loading: this.selectionText(layer, head), failure: "" });
+      try {
+        await this.data.load(sample, layer, head);
+      } catch (error) {
+        if (ticket === this.asked) this.store.set({ loading: "", failure: error.message });
+        return;
+      }
+      if (ticket !== this.asked) return;
+    }
+    this.store.set({ ...patch, loading: "", failure: "" });
   }
 
   readTheme() {
@@ -37,8 +62,14 @@ class App {
     return { left: GUTTER.left, width: room, cell: room / this.data.steps.length };
   }
 
-  // Colour range of "mass" or "map" for the selection; `even` is the share that everything would get evenly.
+  // Colour range of "mass" or "map" for the selection, the same on both sides; `even` is the share that everything
+  // would get evenly.
   range(name) {
+    const ranges = this.peers.filter((peer) => peer.data.has(name)).map((peer) => peer.ownRange(name));
+    return { ...ranges[0], hi: Math.max(...ranges.map((range) => range.hi)) };
+  }
+
+  ownRange(name) {
     const { sample, layer, head } = this.store.state;
     const selection = this.data.selection(layer, head);
     const key = `${name} ${sample} ${selection}`;
@@ -47,8 +78,7 @@ class App {
     return this.ranges.get(key);
   }
 
-  selectionText() {
-    const { layer, head } = this.store.state;
+  selectionText(layer = this.store.state.layer, head = this.store.state.head) {
     if (layer < 0) return "mean of all heads";
     const name = `layer ${this.data.layers[layer]}`;
     return head < 0 ? `${name}, mean of its heads` : `${name}, head ${this.data.heads[head]}`;
@@ -117,7 +147,7 @@ class App {
       Home: () => this.stepBy(-Infinity),
       End: () => this.stepBy(Infinity),
       " ": onButton ? null : () => this.togglePlay(),
-      a: () => this.store.set({ layer: -1, head: -1 }),
+      a: () => this.choose({ layer: -1, head: -1 }),
       "[": () => this.follow(-1),
       "]": () => this.follow(1),
       Escape: () => this.store.set({ follow: -1 }),
@@ -129,55 +159,70 @@ class App {
   }
 }
 
-function header(app) {
+function header(app, heading) {
   const { data, store } = app;
-  const { manifest } = data;
-  const facts = manifest.facts.map(([name, value]) => el("span", {}, el("i", {}, name), value));
-  const title = el("div", { class: "dl-title" }, el("b", {}, manifest.title), el("div", { class: "dl-facts" }, ...facts));
+  const facts = app.peers.length > 1 ? [] : data.manifest.facts;
+  const told = facts.map(([name, value]) => el("span", {}, el("i", {}, name), value));
+  const title = el("div", { class: "dl-title" }, el("b", {}, heading), el("div", { class: "dl-facts" }, ...told));
   const tools = el("div", { class: "dl-tools" });
   if (data.samples > 1) {
     const choose = el("select", { "aria-label": "Sample of the batch" });
     for (let i = 0; i < data.samples; i++) choose.append(el("option", { value: i }, `sample ${i + 1} of ${data.samples}`));
-    choose.addEventListener("change", () => store.set({ sample: Number(choose.value), follow: -1 }));
+    choose.addEventListener("change", () => app.choose({ sample: Number(choose.value), follow: -1 }));
     store.views.push({ update: (changed) => changed.has("sample") && (choose.value = store.state.sample) });
     tools.append(choose);
   }
   return el("header", { class: "dl-header" }, title, tools);
 }
 
-function notes(manifest) {
-  if (!manifest.notes.length) return null;
-  const items = manifest.notes.map((note) => el("li", {}, note));
+function notes(bundle) {
+  const all = [...new Set(bundle.traces.flatMap((manifest) => manifest.notes))];
+  if (!all.length) return null;
+  const items = all.map((note) => el("li", {}, note));
   return el("aside", { class: "dl-notes", "aria-label": "What was left out" }, el("b", {}, "Left out to stay within the size budget"), el("ul", {}, ...items));
 }
 
-// Builds the explorer inside `host`; returns the app and a function that takes it down again.
-async function mount(host, manifest, payload, initial = {}) {
+// The views of one run, from the moment (text, heads, map) to the whole run below.
+function makeSide(app) {
+  const views = [makeText, makeGrid, makeMap, makeRaster, makeFollowed, makeDrift, makeAge].map((make) => make(app));
+  app.store.views.push(...views);
+  for (const view of views) addSaveMenu(app, view);
+  const [text, grid, map, ...overTime] = views.map((view) => view.root);
+  const now = el("div", { class: "dl-now" }, text, grid, map);
+  const above = app.peers.length > 1 ? sideHeader(app) : null;
+  return el("div", { class: "dl-side" }, above, now, ...overTime);
+}
+
+// Builds the explorer inside `host`; returns the leading app and a function that takes it all down again.
+// `askHost(trace, sample, layer, head)` is how selections that were left out of the bundle are asked for.
+async function mount(host, bundle, payload, askHost = null) {
   const root = el("div", { class: "dl-explorer", "data-lm-suppress-shortcuts": "true" });
   host.append(root);
-  const data = await unpack(manifest, payload);
-  const app = new App(root, data, { metric: manifest.metrics[0]?.key, ...initial });
-  const { store } = app;
-  const views = [makeScrubber, makeText, makeGrid, makeMap, makeRaster, makeFollowed, makeDrift, makeAge].map((make) => make(app));
-  store.views.push(...views);
-  for (const view of views) addSaveMenu(app, view);
-  const [time, text, grid, map, ...overTime] = views.map((view) => view.root);
-  const now = el("div", { class: "dl-now" }, text, grid, map);
-  root.prepend(...[header(app), notes(manifest), time, now, ...overTime].filter(Boolean));
+  const tip = new Tooltip(root);
+  const apps = (await unpack(bundle, payload)).map((data) => new App(root, data, tip));
+  const [app] = apps;
+  for (const each of apps) [each.peers, each.data.askHost] = [apps, askHost];
+  if (apps.length > 1) pairUp(apps);
+  const scrubber = makeScrubber(app);
+  app.store.views.push(scrubber);
+  addSaveMenu(app, scrubber);
+  const sides = el("div", { class: apps.length > 1 ? "dl-sides dl-two" : "dl-sides" }, ...apps.map(makeSide));
+  root.prepend(...[header(app, bundle.title), notes(bundle), scrubber.root, sides].filter(Boolean));
   root.addEventListener("keydown", (event) => app.key(event));
+  const redraw = (reason) => apps.forEach(({ store }) => store.redraw(reason));
   const stopWatching = watchTheme(() => {
-    app.readTheme();
-    store.redraw("theme");
-    store.redraw("layout");
+    for (const each of apps) each.readTheme();
+    redraw("theme");
+    redraw("layout");
   });
-  const sizes = new ResizeObserver(() => store.redraw("layout"));
+  const sizes = new ResizeObserver(() => redraw("layout"));
   sizes.observe(root);
-  store.redraw("layout");
-  store.flush();
+  redraw("layout");
+  for (const { store } of apps) store.flush();
   return {
     app,
     unmount() {
-      store.set({ playing: false });
+      app.store.set({ playing: false });
       stopWatching();
       sizes.disconnect();
       root.remove();

@@ -7,7 +7,7 @@ function makeGrid(app) {
   const choose = el("select", { "aria-label": "Metric of the grid", title: "Metric of the grid" });
   for (const metric of metrics) choose.append(el("option", { value: metric.key }, metric.label));
   choose.addEventListener("change", () => store.set({ metric: choose.value }));
-  const all = el("button", { type: "button", class: "dl-button dl-wide", onclick: () => store.set({ layer: -1, head: -1 }) }, "all heads");
+  const all = el("button", { type: "button", class: "dl-button dl-wide", onclick: () => app.choose({ layer: -1, head: -1 }) }, "all heads");
   all.title = "Average over all layers and heads (a)";
   const view = panel("Heads", choose, all);
   const legend = makeLegend("");
@@ -24,11 +24,17 @@ function makeGrid(app) {
   let geometry = null;
 
   const metric = () => metrics.find((m) => m.key === state.metric) ?? metrics[0];
-  const values = () => data.slice("metrics", state.sample, metrics.indexOf(metric()), state.step);
+  const values = () =>
+    metric().key === "recall"
+      ? data.recall(state.sample, state.step, state.budget)
+      : data.slice("metrics", state.sample, metrics.indexOf(metric()), state.step);
   const range = () => {
-    const { lo, hi } = metric().range[state.sample];
+    const ranges = app.peers.map((peer) => metricRange(peer, metric().key)).filter(Boolean);
+    const [lo, hi] = [Math.min(...ranges.map((r) => r.lo)), Math.max(...ranges.map((r) => r.hi))];
     return { lo, hi: hi > lo ? hi : lo + 1e-9 };
   };
+  const unitLabel = () =>
+    metric().key === "recall" ? `recall at ${percent(state.budget)} of the keys` : metric().unit_label;
 
   const layOut = (width, height) => {
     const [left, top, right, bottom] = [34, 8, 6, 26];
@@ -108,7 +114,7 @@ function makeGrid(app) {
 
   canvas.node.addEventListener("click", (event) => {
     const hit = at(event);
-    if (hit) store.set({ layer: hit[0], head: hit[1] });
+    if (hit) app.choose({ layer: hit[0], head: hit[1] });
   });
   canvas.node.addEventListener("mousemove", (event) => {
     const hit = at(event);
@@ -130,25 +136,33 @@ function makeGrid(app) {
     event.stopPropagation();
     const layer = Math.max(0, Math.min(rows - 1, state.layer < 0 ? 0 : state.layer + move[0]));
     const head = state.layer < 0 ? 0 : Math.max(-1, Math.min(columns - 1, state.head + move[1]));
-    store.set({ layer, head });
+    app.choose({ layer, head });
   });
 
   const update = (changed) => {
-    if (!touches(changed, "step", "layer", "head", "metric", ...EVERYTHING)) return;
+    if (!touches(changed, "step", "layer", "head", "metric", "budget", "loading", "failure", ...EVERYTHING)) return;
     choose.value = metric().key;
     choose.title = metric().description;
     all.setAttribute("aria-pressed", state.layer < 0);
-    chosen.textContent = app.selectionText();
-    if (state.head >= 0)
+    chosen.textContent = state.failure || (state.loading ? `loading ${state.loading} …` : app.selectionText());
+    chosen.classList.toggle("dl-failed", Boolean(state.failure));
+    if (state.head >= 0 && !state.loading && !state.failure)
       chosen.textContent += ` · ${metricText(metric(), values()[state.layer * columns + state.head])}`;
-    if (touches(changed, "metric", ...EVERYTHING))
-      legend.update(range(), app.scale(), (v) => (metric().unit === "%" ? `${rounded(v * 100)} %` : rounded(v)), metric().unit_label);
+    if (touches(changed, "metric", "budget", ...EVERYTHING))
+      legend.update(range(), app.scale(), (v) => (metric().unit === "%" ? `${rounded(v * 100)} %` : rounded(v)), unitLabel());
     canvas.draw(changed);
   };
 
   if (metrics.length) return { root: view.root, update };
   view.body.replaceChildren(missing("No metric per head: this trace has neither column_mass nor row_entropy."));
   return { root: view.root, update() {} };
+}
+
+// A metric's range over all steps of a run; null if the run does not have it.
+function metricRange(app, key) {
+  const { data, store } = app;
+  if (key === "recall") return data.has("recall") ? data.recallRange(store.state.sample, store.state.budget) : null;
+  return data.manifest.metrics.find((metric) => metric.key === key)?.range[store.state.sample] ?? null;
 }
 
 function metricText(metric, value) {

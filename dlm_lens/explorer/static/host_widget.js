@@ -1,6 +1,7 @@
 // Host: a live notebook. The selection is kept in step with the widget's traits, by the trace's own numbers.
 
 const SYNC_MS = 120; // at most so often a moving step is told to the kernel
+const ANSWER_MS = 60_000; // a cell that runs keeps the kernel from answering
 
 function fromModel(model, data) {
   const index = (labels, name) => labels.indexOf(model.get(name));
@@ -38,7 +39,7 @@ function link(model, app) {
     if (touches(changed, "step", "layer", "head", "metric", "sample", "follow")) timer ||= setTimeout(save, SYNC_MS);
   });
   const take = () => {
-    if (!timer) store.set(fromModel(model, data));
+    if (!timer) app.choose(fromModel(model, data));
   };
   for (const name of names) model.on(`change:${name}`, take);
   return () => {
@@ -47,13 +48,42 @@ function link(model, app) {
   };
 }
 
+// Selections that were left to be asked for come from the kernel, each as an answer to a message.
+function askKernel(model) {
+  const waiting = new Map();
+  const name = ({ trace, sample, layer, head }) => [trace, sample, layer, head].join(" ");
+  const take = (message, buffers) => {
+    const asked = message.type === "slice" && waiting.get(name(message));
+    if (!asked) return;
+    waiting.delete(name(message));
+    clearTimeout(asked.timer);
+    if (message.error) asked.reject(new Error(message.error));
+    else asked.resolve({ arrays: message.arrays, payload: bytesOf(buffers[0]) });
+  };
+  model.on("msg:custom", take);
+  const ask = (trace, sample, layer, head) =>
+    new Promise((resolve, reject) => {
+      const message = { type: "slice", trace, sample, layer, head };
+      const timer = setTimeout(() => {
+        waiting.delete(name(message));
+        reject(new Error("the kernel did not answer: it is busy, or gone; if it is gone, run the cell again"));
+      }, ANSWER_MS);
+      waiting.set(name(message), { resolve, reject, timer });
+      model.send(message);
+    });
+  return { ask, stop: () => model.off("msg:custom", take) };
+}
+
+const bytesOf = (view) => new Uint8Array(view.buffer ?? view, view.byteOffset ?? 0, view.byteLength);
+
 async function render({ model, el: host }) {
-  const view = model.get("_payload");
-  const payload = new Uint8Array(view.buffer, view.byteOffset, view.byteLength);
-  const { app, unmount } = await mount(host, JSON.parse(model.get("_manifest")), payload);
-  app.store.set(fromModel(model, app.data));
+  const kernel = askKernel(model);
+  const bundle = JSON.parse(model.get("_manifest"));
+  const { app, unmount } = await mount(host, bundle, bytesOf(model.get("_payload")), kernel.ask);
+  app.choose(fromModel(model, app.data));
   const unlink = link(model, app);
   return () => {
+    kernel.stop();
     unlink();
     unmount();
   };

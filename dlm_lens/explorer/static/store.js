@@ -4,17 +4,19 @@ class Store {
   constructor(state) {
     this.state = state;
     this.views = [];
-    this.listeners = [];
+    this.listeners = []; // told after drawing
+    this.watchers = []; // told at once
     this.changed = new Set();
     this.frame = 0;
   }
 
   set(patch) {
-    for (const [key, value] of Object.entries(patch)) {
-      if (Object.is(this.state[key], value)) continue;
+    const news = Object.entries(patch).filter(([key, value]) => !Object.is(this.state[key], value));
+    for (const [key, value] of news) {
       this.state[key] = value;
       this.changed.add(key);
     }
+    if (news.length) for (const watcher of this.watchers) watcher(Object.fromEntries(news));
     if (this.changed.size && !this.frame) this.frame = requestAnimationFrame(() => this.flush());
   }
 
