@@ -311,7 +311,9 @@ def test_heads_of_a_large_trace_come_on_demand(host, show, trace):
     seen = view.picture(".dl-map")
     view.page.get_by_role("button", name="all heads").click()
     assert view.picture(".dl-map") != seen
-    view.page.wait_for_function("model.state.layer === -1")  # what was chosen is told to the kernel after a while
+    view.page.wait_for_function(
+        "model.state.layer === -1"
+    )  # what was chosen is told to the kernel after a while
     view.page.evaluate("model.state.head = 2; model.push('layer', 1)")
     assert view.chosen().startswith("layer 1, head 2")
     assert view.picture(".dl-map") == seen
