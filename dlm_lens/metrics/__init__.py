@@ -3,6 +3,7 @@
 To add one: a function in the file of its subject, its name here, and a test that mirrors the file by plain loops.
 """
 
+from dlm_lens.metrics.similarity import head_similarity, stale_recall, step_similarity
 from dlm_lens.metrics.sinks import (
     received_mass,
     sink_centroid,
@@ -17,11 +18,14 @@ from dlm_lens.metrics.sparsity import column_recall, effective_columns
 __all__ = [
     "column_recall",
     "effective_columns",
+    "head_similarity",
     "received_mass",
     "sink_centroid",
     "sink_lifetime",
     "sink_variance",
     "sinks",
     "spatial_variance",
+    "stale_recall",
+    "step_similarity",
     "temporal_variance",
 ]
