@@ -17,7 +17,7 @@ help:
 	@echo "make test       lint, types, all tests, all notebooks"
 	@echo "make lint       lint and types only"
 	@echo "make notebooks  run the notebooks and keep their output"
-	@echo "make figures    draw the pictures of the README (needs Chromium)"
+	@echo "make figures    measure and draw every figure into out/figures, then the README's pictures (needs Chromium)"
 	@echo "make bench      time the kernels against every peer present, and measure what capturing costs"
 	@echo "make clean      remove out/, .venv and caches"
 
@@ -40,10 +40,13 @@ notebooks: $(VENV)/.installed-dev
 	$(BIN)/python notebooks/execute.py
 
 figures: $(VENV)/.installed-dev
+	@set -e; scripts=$$(grep -l '^def measure(' figures/*.py); count=$$(echo $$scripts | wc -w); number=0; \
+	for script in $$scripts; do \
+		number=$$((number + 1)); echo "[$$number/$$count] $$script"; \
+		$(BIN)/python $$script --out $(OUT)/figures; \
+	done
+	$(BIN)/python figures/gallery.py
 	$(BIN)/python figures/readme.py
-	$(BIN)/python figures/kernels.py
-	$(BIN)/python figures/schedules.py
-	$(BIN)/python figures/policies.py
 
 bench: $(VENV)/.installed
 	@mkdir -p $(OUT)

@@ -8,6 +8,9 @@ A script defines ``measure() -> DataFrame``, ``draw(table) -> Figure`` and ``cap
     --keep         also write the table to figures/data/NAME.csv, which tests compare new measurements with
     --kept         draw from that table instead of measuring
 
+What needs a GPU is measured apart and stored as JSON in figures/data. Scripts of such figures have a
+``measure(*files)``, which reads those by default, and take other files as arguments.
+
 The caption is made from the table, so that it cannot say what the numbers do not; where they contradict a paper's
 claim it says so.
 """
@@ -15,10 +18,14 @@ claim it says so.
 from __future__ import annotations
 
 import argparse
+import importlib.util
+import inspect
 import json
+import re
 import textwrap
 from collections.abc import Callable
 from pathlib import Path
+from types import ModuleType
 from typing import Any
 
 import matplotlib
@@ -32,12 +39,13 @@ from matplotlib.figure import Figure
 from dlm_lens.measure.environment import versions_and_device
 from dlm_lens.plots.style import dark, light
 
-DATA = Path(__file__).parent / "data"
+FOLDER = Path(__file__).parent
+DATA = FOLDER / "data"
 
 
 def run(
     script: str,
-    measure: Callable[[], pd.DataFrame],
+    measure: Callable[..., pd.DataFrame],
     draw: Callable[[pd.DataFrame], Figure],
     caption: Callable[[pd.DataFrame], str],
 ) -> None:
@@ -47,9 +55,13 @@ def run(
     parser.add_argument("--out", type=Path, default=Path("out/figures"), help="folder to write to")
     parser.add_argument("--keep", action="store_true", help="also write the table to figures/data")
     parser.add_argument("--kept", action="store_true", help="draw the table in figures/data")
+    if inspect.signature(measure).parameters:
+        parser.add_argument(
+            "files", type=Path, nargs="*", help="JSON to read instead of that in figures/data"
+        )
     arguments = parser.parse_args()
     arguments.out.mkdir(parents=True, exist_ok=True)
-    table = read_kept(name) if arguments.kept else measure()
+    table = read_kept(name) if arguments.kept else measure(*getattr(arguments, "files", ()))
     for folder in (arguments.out, *([DATA] if arguments.keep else [])):
         write_csv(table, folder / f"{name}.csv")
     said = caption(table)
@@ -71,9 +83,42 @@ def write_csv(table: pd.DataFrame, path: Path) -> None:
 
 def read_kept(name: str) -> pd.DataFrame:
     """The table in ``figures/data``, its provenance in ``attrs``."""
-    path = DATA / f"{name}.csv"
+    return read_csv(DATA / f"{name}.csv")
+
+
+def read_csv(path: Path) -> pd.DataFrame:
+    """A table that :func:`write_csv` wrote, its provenance in ``attrs``."""
     table = pd.read_csv(path, skiprows=1)
-    table.attrs["provenance"] = json.loads(
-        path.read_text(encoding="utf-8").splitlines()[0].removeprefix("# ")
-    )
+    first = path.read_text(encoding="utf-8").splitlines()[0]
+    table.attrs["provenance"] = json.loads(first.removeprefix("# "))
     return table
+
+
+def stored(*patterns: str) -> list[Path]:
+    """The JSON files in ``figures/data`` that fit the first of these patterns that any fits, in order of numbers."""
+    for pattern in patterns:
+        if found := sorted(DATA.glob(pattern), key=_numbers):
+            return found
+    raise FileNotFoundError(f"no file in {DATA} fits {' or '.join(patterns)}")
+
+
+def _numbers(path: Path) -> list[Any]:
+    """Sorts 4k before 16k."""
+    return [int(part) if part.isdigit() else part for part in re.split(r"(\d+)", path.name)]
+
+
+def scripts() -> list[str]:
+    """Names of the figure scripts: the files beside this one that measure a table."""
+    return sorted(
+        path.stem for path in FOLDER.glob("*.py") if "\ndef measure(" in path.read_text(encoding="utf-8")
+    )
+
+
+def load(name: str) -> ModuleType:
+    """A figure script as a module; ``figures`` must be on ``sys.path``, as it is for scripts in there."""
+    spec = importlib.util.spec_from_file_location(name, FOLDER / f"{name}.py")
+    assert spec is not None
+    assert spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module

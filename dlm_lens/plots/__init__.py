@@ -4,10 +4,27 @@ To add one: a file with a function ``name(trace_or_table, …, *, ax=None) -> Ax
 ``dlm_lens.metrics`` and draws with the palette of ``style.py``; its name here; a test of what it draws.
 """
 
+from dlm_lens.plots.amdahl import amdahl
 from dlm_lens.plots.column_raster import column_raster
+from dlm_lens.plots.efficiency_by_sparsity import efficiency_by_sparsity
 from dlm_lens.plots.head_grid import head_grid
+from dlm_lens.plots.pareto import pareto
 from dlm_lens.plots.sink_drift import sink_drift
+from dlm_lens.plots.sink_variance import sink_variance
 from dlm_lens.plots.speedup import speedup
+from dlm_lens.plots.speedup_by_context import speedup_by_context
 from dlm_lens.plots.style import dark, light
 
-__all__ = ["column_raster", "dark", "head_grid", "light", "sink_drift", "speedup"]
+__all__ = [
+    "amdahl",
+    "column_raster",
+    "dark",
+    "efficiency_by_sparsity",
+    "head_grid",
+    "light",
+    "pareto",
+    "sink_drift",
+    "sink_variance",
+    "speedup",
+    "speedup_by_context",
+]
