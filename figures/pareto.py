@@ -36,8 +36,8 @@ def measure(*files: Path) -> pd.DataFrame:
     table["questions"] = [
         items[str(context)] if isinstance(items, dict) else items for context in table["context"]
     ]
-    # Variants that lie on the policy they vary; the stored table has them.
-    table = table[~table["policy"].str.contains("no transient|τ")].reset_index(drop=True)
+    # Its caches are those of the same policy without a threshold, and so is its KL.
+    table = table[~table["policy"].str.contains("τ")].reset_index(drop=True)
     table.attrs["provenance"] = about
     return table
 

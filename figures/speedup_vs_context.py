@@ -54,7 +54,7 @@ def whole(rows: list[Row], context: int) -> list[Row]:
     """Speed-ups of the schedules at one context, over the best dense backend and over FlashAttention-2."""
     here = [row for row in rows if row["context"] == context and row["projected"]]
     # Dense was measured at both ends of a session: the faster of the two is the baseline.
-    best = min(total(row) for row in here if row["parameters"] == "Dense(backend=None)")
+    best = min(total(row) for row in here if row["policy"] == "Dense")
     named = {label: (pick(here, start), policy) for start, (label, policy) in LONG.items()}
     flash = total(named["Dense (FlashAttention-2)"][0])
     return [
@@ -90,7 +90,7 @@ def total(row: Row) -> float:
 
 def positions(rows: list[Row], stream: float) -> list[Row]:
     """Steps of policies that compute few positions, and what reading all weights once takes."""
-    dense = total(pick(rows, "Dense(backend=None)"))
+    dense = total(next(row for row in rows if row["policy"] == "Dense"))
     return [
         {
             "part": "few positions",

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterable
-from itertools import count
+from itertools import count, cycle
 from typing import Any
 
 from dlm_lens.plots.style import Palette
@@ -56,11 +56,12 @@ def styles(labels: Iterable[str], palette: Palette) -> dict[str, dict[str, Any]]
         )
         for number in count()
     )
+    dense = cycle("d8H")
     taken: set[tuple[int, str, str]] = set()
     found: dict[str, dict[str, Any]] = {}
     for name in names:
         if name.startswith("Dense"):
-            found[name] = {"color": palette.dim, "marker": "d", "linestyle": "-"}
+            found[name] = {"color": palette.dim, "marker": next(dense), "linestyle": "-"}
             continue
         look = own[name]
         if look is None or look in taken:
