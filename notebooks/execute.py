@@ -1,6 +1,7 @@
 """Run every notebook and keep its output: pictures and tables, no progress bars and no widget state.
 
-Widgets show a static picture where there is no kernel, so their state, megabytes of it, need not be kept.
+Where there is no kernel, a picture stands in for a widget, so its state, megabytes of it, need not be kept. Of what
+stands in only the picture itself is: every host shows that, while some filter HTML.
 """
 
 from __future__ import annotations
@@ -14,10 +15,14 @@ from nbclient import NotebookClient
 _WIDGET = "application/vnd.jupyter.widget-view+json"
 
 
-def _lasts(output: Any) -> bool:
-    """Whether an output says something without a kernel; a widget's static picture then stands for it."""
-    data = output.get("data", {})
-    return data.pop(_WIDGET, None) is None or "image/png" in data
+def _lasting(outputs: list[Any]) -> list[Any]:
+    """The outputs that say something without a kernel."""
+    kept = [output for output in outputs if _WIDGET not in output.get("data", {})]
+    for output in kept:
+        data = output.get("data", {})
+        if "image/png" in data:
+            data.pop("text/html", None)
+    return kept
 
 
 def main() -> None:
@@ -36,7 +41,7 @@ def main() -> None:
         for cell in notebook.cells:
             cell.metadata.pop("execution", None)
             if cell.cell_type == "code":
-                cell.outputs = [output for output in cell.outputs if _lasts(output)]
+                cell.outputs = _lasting(cell.outputs)
         notebook.metadata = {
             "kernelspec": {"display_name": "Python 3", "language": "python", "name": "python3"}
         }

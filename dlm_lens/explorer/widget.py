@@ -2,30 +2,28 @@
 
 from __future__ import annotations
 
-import base64
 import html
-import io
 from collections.abc import Sequence
-from functools import cached_property
 from os import PathLike
 from pathlib import Path
 from typing import Any
+from uuid import uuid4
 
 import anywidget
 import traitlets
-from IPython.display import HTML
-from matplotlib.figure import Figure
+from IPython.display import HTML, display
 
 from dlm_lens.explorer.bundle import bundle
 from dlm_lens.explorer.page import page
 from dlm_lens.explorer.source import styles, widget_script
-from dlm_lens.plots import column_raster, sink_drift
+from dlm_lens.explorer.still import still
 from dlm_lens.trace import Trace, open_trace
 
 _FRAME = (
     '<div><iframe srcdoc="{page}" title="{title}" style="border: 0; width: 100%; height: {height}px">'
     "</iframe></div>"
 )
+_VIEW = "application/vnd.jupyter.widget-view+json"
 ALL = -1
 
 
@@ -43,14 +41,15 @@ class Explorer(anywidget.AnyWidget):
     ``position``  position of the token that is followed, or −1
     ============  ====================================================================
 
-    Setting one to something the trace does not have raises ``traitlets.TraitError``. Where only static output
-    is shown (a notebook on GitHub) a picture of the columns and the drift of the sinks stands in.
+    Setting one to something the trace does not have raises ``traitlets.TraitError``. Where no
+    kernel runs (a notebook reopened, or on GitHub) a picture of the columns and the drift of the sinks stands in.
     """
 
     _esm = widget_script()
     _css = styles()
     _manifest = traitlets.Unicode().tag(sync=True)
     _payload = traitlets.Bytes().tag(sync=True)
+    _still = traitlets.Unicode().tag(sync=True)  # the id of the element to hide
 
     step = traitlets.Int(0).tag(sync=True)
     layer = traitlets.Int(ALL).tag(sync=True)
@@ -89,6 +88,7 @@ class Explorer(anywidget.AnyWidget):
         super().__init__(
             _manifest=self._bundle.manifest_json,
             _payload=self._bundle.payload,
+            _still=f"dl-still-{uuid4().hex}",
             step=manifest["steps"][0],
             metric=metrics[0] if metrics else "",
         )
@@ -150,28 +150,14 @@ class Explorer(anywidget.AnyWidget):
             progress=self._progress,
         )
 
-    def _repr_mimebundle_(self, **kwargs: Any) -> tuple[dict[str, Any], dict[str, Any]] | None:
-        bundle = super()._repr_mimebundle_(**kwargs)
-        if bundle is None:
-            return None
-        data, metadata = bundle
-        picture = {"image/png": base64.b64encode(self._picture).decode()} if self._picture else {}
-        return data | picture, metadata
-
-    @cached_property
-    def _picture(self) -> bytes:
-        """PNG of the column raster above the sink drift; empty for a trace without column mass."""
-        traces = [trace for trace in (self.trace, self.against) if trace and "column_mass" in trace.dataset]
-        if not traces:
-            return b""
-        figure = Figure(figsize=(8 * len(traces), 5), dpi=80, layout="constrained")
-        axes = figure.subplots(2, len(traces), sharex="col", height_ratios=(3, 2), squeeze=False)
-        for trace, (above, below) in zip(traces, axes.T, strict=True):
-            column_raster(trace, ax=above)
-            sink_drift(trace, ax=below)
-        file = io.BytesIO()
-        figure.savefig(file, format="png", pil_kwargs={"optimize": True})
-        return file.getvalue()
+    def _ipython_display_(self) -> None:
+        """Two outputs: the widget, and what stands in for it, which the widget hides while it lives."""
+        if self.comm is not None:  # else the widget is closed
+            view = {"version_major": 2, "version_minor": 0, "model_id": self.model_id}
+            # What converts notebooks would warn of an output that it cannot show: here is one without content.
+            display({_VIEW: view, "text/html": ""}, raw=True)
+        traces = [self.trace, *([] if self.against is None else [self.against])]
+        display(still(traces, self._still, self._bundle.title) | {"text/plain": repr(self)}, raw=True)
 
     def __repr__(self) -> str:
         where = f"step {self.step}, layer {self.layer}, head {self.head}"

@@ -82,6 +82,8 @@ async function render({ model, el: host }) {
   const { app, unmount } = await mount(host, bundle, bytesOf(model.get("_payload")), kernel.ask);
   app.choose(fromModel(model, app.data));
   const unlink = link(model, app);
+  // The picture beside this view stands in for it only while it does not run; the rule goes with the view.
+  app.root.append(el("style", {}, `#${CSS.escape(model.get("_still"))} { display: none; }`));
   return () => {
     kernel.stop();
     unlink();
