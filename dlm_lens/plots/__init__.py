@@ -9,6 +9,10 @@ from dlm_lens.plots.column_raster import column_raster
 from dlm_lens.plots.efficiency_by_sparsity import efficiency_by_sparsity
 from dlm_lens.plots.head_grid import head_grid
 from dlm_lens.plots.pareto import pareto
+from dlm_lens.plots.pattern_age import pattern_age
+from dlm_lens.plots.pooled_maps import pooled_maps
+from dlm_lens.plots.recall_by_budget import recall_by_budget
+from dlm_lens.plots.similarity import head_similarity, step_similarity
 from dlm_lens.plots.sink_drift import sink_drift
 from dlm_lens.plots.sink_variance import sink_variance
 from dlm_lens.plots.speedup import speedup
@@ -21,10 +25,15 @@ __all__ = [
     "dark",
     "efficiency_by_sparsity",
     "head_grid",
+    "head_similarity",
     "light",
     "pareto",
+    "pattern_age",
+    "pooled_maps",
+    "recall_by_budget",
     "sink_drift",
     "sink_variance",
     "speedup",
     "speedup_by_context",
+    "step_similarity",
 ]
