@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
 
@@ -12,7 +13,7 @@ from dlm_lens import metrics
 from dlm_lens.explorer.budget import Plan
 from dlm_lens.explorer.quantise import Extent
 from dlm_lens.explorer.selection import layer_blocks, with_samples
-from dlm_lens.plots.head_metrics import HEAD_METRICS, HeadMetric, head_metric
+from dlm_lens.plots.head_metrics import HEAD_METRICS, RECALL_BUDGET, HeadMetric, head_metric
 from dlm_lens.trace import Trace
 from dlm_lens.trace_store import BASE
 
@@ -20,6 +21,7 @@ from dlm_lens.trace_store import BASE
 BUDGETS = (0.01, 0.02, 0.05, 0.1, 0.2, 0.3, 0.5, 0.75, 1.0)
 RECALL_LABEL = "recall at a budget"  # which the page lets one choose
 _READ = ("column_mass", "pooled_map", "row_entropy", "retained_mass")
+_PIECE = 1 << 21  # values of column mass
 _ORDER = ("sample", "step", "layer", "head")
 
 
@@ -54,28 +56,43 @@ class Survey:
 
 def survey(trace: Trace, bar: tqdm) -> Survey:
     """Read the whole trace once, by blocks of layers; ``bar`` is told of every layer."""
-    keys = [key for key, metric in HEAD_METRICS.items() if metric.needs in trace.dataset]
-    found: dict[str, list[np.ndarray]] = {key: [] for key in keys}
-    recall: list[np.ndarray] = []
-    extents = {name: Extent() for name in ("column_mass", "pooled_map") if name in trace.dataset}
+    keys = [key for key, metric in HEAD_METRICS.items() if metric.needs in trace.dataset and key != "recall"]
     names = [name for name in (*BASE, *_READ) if name in trace.dataset]
+    extents = {name: Extent() for name in ("column_mass", "pooled_map") if name in trace.dataset}
+    by_layer: list[dict[str, np.ndarray]] = []
     for block in layer_blocks(trace, _READ):
         part = Trace(trace.dataset[names].isel(layer=block).load())
-        for key in keys:
-            found[key].append(
-                with_samples(head_metric(part, key)).transpose(*_ORDER).values.astype(np.float32)
-            )
         for name, extent in extents.items():
             extent.include(part[name].values)
-        if "column_mass" in part.dataset:
-            kept = with_samples(metrics.column_recall(part, BUDGETS)).transpose(*_ORDER, "budget")
-            recall.append(kept.values.astype(np.float32))
+        pieces = [_per_head(piece, keys) for piece in _pieces(part)]
+        by_layer.append({key: np.concatenate([piece[key] for piece in pieces], axis=3) for key in pieces[0]})
         bar.update(block.stop - block.start)
+    found = {key: np.concatenate([block[key] for block in by_layer], axis=2) for key in by_layer[0]}
+    recall = found.pop("budgets", None)
+    if recall is not None:
+        found["recall"] = recall[..., BUDGETS.index(RECALL_BUDGET)]
     return Survey(
-        {key: np.concatenate(parts, axis=2) for key, parts in found.items()},
-        np.concatenate(recall, axis=2) if recall else None,
+        {key: found[key] for key in HEAD_METRICS if key in found},
+        recall,
         {name: extent.log_scale() for name, extent in extents.items()},
     )
+
+
+def _pieces(part: Trace) -> Iterator[Trace]:
+    """The heads of a part, so few at a time that temporary arrays are small: large ones cost more than the sums."""
+    heads = len(part.heads)
+    per_head = part.dataset["column_mass"].size // heads if "column_mass" in part.dataset else 1
+    size = max(1, _PIECE // max(per_head, 1))
+    return (Trace(part.dataset.isel(head=slice(first, first + size))) for first in range(0, heads, size))
+
+
+def _per_head(part: Trace, keys: list[str]) -> dict[str, np.ndarray]:
+    """Metrics [sample, step, layer, head] and, as ``budgets``, recall with a last axis of ``BUDGETS``."""
+    values = {key: with_samples(head_metric(part, key)).transpose(*_ORDER) for key in keys}
+    if "column_mass" in part.dataset:
+        recall = with_samples(metrics.column_recall(part, BUDGETS))
+        values["budgets"] = recall.transpose(*_ORDER, "budget")
+    return {key: value.values.astype(np.float32) for key, value in values.items()}
 
 
 def kept(values: np.ndarray, plan: Plan) -> np.ndarray:

@@ -28,9 +28,11 @@ def sinks(trace: Trace, kappa: float = 2.0, per_head: bool = False) -> xr.DataAr
 
     bool ([sample,] step, [layer, head,] position); padding is never a sink.
     """
-    mass = received_mass(trace, per_head)
-    threshold = mass.mean("position") + kappa * mass.std("position")
-    return (mass > threshold).rename("sinks")
+    return _members(received_mass(trace, per_head), kappa).rename("sinks")
+
+
+def _members(mass: xr.DataArray, kappa: float) -> xr.DataArray:
+    return mass > mass.mean("position") + kappa * mass.std("position")
 
 
 def spatial_variance(trace: Trace, per_head: bool = False) -> xr.DataArray:
@@ -47,9 +49,11 @@ def sink_centroid(trace: Trace, kappa: float = 2.0, per_head: bool = False) -> x
 
     ([sample,] step, [layer, head]); NaN at steps without a sink.
     """
-    mass = received_mass(trace, per_head).where(sinks(trace, kappa, per_head), 0.0)
+    mass = received_mass(trace, per_head)
+    mass = mass.where(_members(mass, kappa), 0.0)
     total = mass.sum("position")
-    return ((mass * _position(trace)).sum("position") / total.where(total > 0)).rename("sink_centroid")
+    moment = xr.dot(mass, _position(trace).astype(np.float64), dim="position")
+    return (moment / total.where(total > 0)).rename("sink_centroid")
 
 
 def temporal_variance(trace: Trace, kappa: float = 2.0, per_head: bool = False) -> xr.DataArray:

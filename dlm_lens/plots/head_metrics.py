@@ -29,7 +29,8 @@ class HeadMetric:
 
 
 def _sink_mass(trace: Trace) -> xr.DataArray:
-    return trace["column_mass"].where(metrics.sinks(trace, per_head=True), 0).sum("position")
+    sinks = metrics.sinks(trace, per_head=True)
+    return xr.dot(trace["column_mass"], sinks.astype(np.float32), dim="position")
 
 
 def _row_entropy(trace: Trace) -> xr.DataArray:
@@ -52,10 +53,12 @@ def _recall(trace: Trace) -> xr.DataArray:
 
 def _step_similarity(trace: Trace) -> xr.DataArray:
     """Cosine of a step's column mass and that of the recorded step before it; NaN at the first."""
-    mass = trace["column_mass"].astype(np.float64)
-    before = mass.shift(step=1)
-    lengths = np.sqrt((mass**2).sum("position") * (before**2).sum("position"))
-    return (mass * before).sum("position", skipna=False) / lengths
+    mass = trace["column_mass"]
+    values = np.moveaxis(mass.values, mass.get_axis_num("step"), 0)
+    norms = np.sqrt(np.vecdot(values, values))
+    cosine = np.full(norms.shape, np.nan, np.float32)
+    cosine[1:] = np.vecdot(values[1:], values[:-1]) / (norms[1:] * norms[:-1])
+    return mass.isel(position=0, drop=True).copy(data=np.moveaxis(cosine, 0, mass.get_axis_num("step")))
 
 
 RECALL_BUDGET = 0.2
