@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import base64
 import html
-from collections.abc import Sequence
+import json
+from collections.abc import Mapping, Sequence
+from typing import Any
 
 from dlm_lens.explorer.bundle import Bundle, bundle
 from dlm_lens.explorer.source import page_script, page_styles
@@ -21,7 +23,7 @@ _PAGE = """<!doctype html>
 <style>{styles}</style>
 </head>
 <body>
-<main id="dl-host"><noscript>The explorer needs JavaScript.</noscript></main>
+<main id="dl-host" data-settings="{settings}"><noscript>The explorer needs JavaScript.</noscript></main>
 <script type="application/json" id="dl-manifest">{manifest}</script>
 <script type="text/plain" id="dl-payload">{payload}</script>
 <script type="module">{script}</script>
@@ -45,9 +47,11 @@ def page(
     against: Trace | None = None,
     labels: Sequence[str] | None = None,
     progress: bool = False,
+    settings: Mapping[str, Any] | None = None,
 ) -> str:
     """The HTML text, of at most ``max_bytes`` UTF-8 bytes, of a trace, or of two side by side.
 
+    ``settings``, by the trace's own numbers, say what it shows when it is opened; see :attr:`Explorer.settings`.
     What does not fit is left out as :func:`dlm_lens.explorer.data.pack` does, and the page says so.
     Raises ``ValueError`` if even the smallest reduction does not fit.
     """
@@ -56,7 +60,7 @@ def page(
     room = max_bytes - frame
     while room > 0:
         packed = bundle(traces, title=title, labels=labels, max_bytes=room * 3 // 4, progress=progress)
-        text = _render(packed)
+        text = _render(packed, settings or {})
         surplus = len(text.encode()) - max_bytes
         if surplus <= 0:
             return text
@@ -64,10 +68,11 @@ def page(
     raise ValueError(f"max_bytes={max_bytes:,} is too small: the page alone takes {frame:,} bytes")
 
 
-def _render(packed: Bundle) -> str:
+def _render(packed: Bundle, settings: Mapping[str, Any]) -> str:
     return _PAGE.format(
         title=html.escape(f"{packed.title} · dlm-lens"),
         styles=page_styles(),
+        settings=html.escape(json.dumps(dict(settings), allow_nan=False), quote=True),
         manifest=json_in_html(packed.manifest_json),
         payload=base64.b64encode(packed.payload).decode(),
         script=page_script(),

@@ -22,9 +22,11 @@ _FRAGMENTS = (
     "recorder.js",
     "export.js",
     "sides.js",
+    "settings.js",
+    "help.js",
     "explorer.js",
 )
-_STYLES = ("theme.css", "explorer.css", "text.css", "age.css", "export.css")
+_STYLES = ("theme.css", "explorer.css", "text.css", "age.css", "export.css", "settings.css", "help.css")
 
 
 def _join(names: tuple[str, ...]) -> str:

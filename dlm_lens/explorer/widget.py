@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import html
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from os import PathLike
 from pathlib import Path
 from typing import Any
@@ -25,6 +25,8 @@ _FRAME = (
 )
 _VIEW = "application/vnd.jupyter.widget-view+json"
 ALL = -1
+_SPEEDS = (2, 4, 8, 16, 30)  # of the browser's list
+_SETTINGS = ("step", "layer", "head", "metric", "sample", "position", "speed", "budget")
 
 
 class Explorer(anywidget.AnyWidget):
@@ -39,10 +41,13 @@ class Explorer(anywidget.AnyWidget):
     ``metric``    name of the metric that colours the grid of heads
     ``sample``    index of the sample of a batch
     ``position``  position of the token that is followed, or −1
+    ``speed``     steps per second while playing
+    ``budget``    share of the keys that a choice of columns keeps, in (0, 1]
     ============  ====================================================================
 
-    Setting one to something the trace does not have raises ``traitlets.TraitError``. Where no
-    kernel runs (a notebook reopened, or on GitHub) a picture of the columns and the drift of the sinks stands in.
+    All of them together are :attr:`settings`. Setting one to something the trace does not have raises
+    ``traitlets.TraitError``. Where no kernel runs (a notebook reopened, or on GitHub) a picture of the columns and the
+    drift of the sinks stands in.
     """
 
     _esm = widget_script()
@@ -57,6 +62,8 @@ class Explorer(anywidget.AnyWidget):
     metric = traitlets.Unicode("").tag(sync=True)
     sample = traitlets.Int(0).tag(sync=True)
     position = traitlets.Int(-1).tag(sync=True)
+    speed = traitlets.Int(8).tag(sync=True)
+    budget = traitlets.Float(0.2).tag(sync=True)
 
     def __init__(
         self,
@@ -67,6 +74,7 @@ class Explorer(anywidget.AnyWidget):
         labels: Sequence[str] | None = None,
         max_bytes: int = 25_000_000,
         progress: bool = True,
+        settings: Mapping[str, Any] | None = None,
     ) -> None:
         self.trace, self.against = trace, against
         self._title, self._labels, self._progress = title, labels, progress
@@ -84,6 +92,7 @@ class Explorer(anywidget.AnyWidget):
             "metric": metrics or [""],
             "sample": range(trace.samples),
             "position": range(-1, trace.length),
+            "speed": _SPEEDS,
         }
         super().__init__(
             _manifest=self._bundle.manifest_json,
@@ -92,6 +101,7 @@ class Explorer(anywidget.AnyWidget):
             step=manifest["steps"][0],
             metric=metrics[0] if metrics else "",
         )
+        self.settings = settings or {}
         self.on_msg(self._answer)
 
     def _answer(self, widget: Any, message: dict[str, Any], buffers: list[bytes]) -> None:
@@ -108,16 +118,52 @@ class Explorer(anywidget.AnyWidget):
             raise
         self.send(message | {"arrays": arrays}, [payload])
 
-    @traitlets.validate("step", "layer", "head", "metric", "sample", "position")
+    @traitlets.validate(*_SETTINGS)
     def _check(self, proposal: Any) -> Any:
-        name, value = proposal["trait"].name, proposal["value"]
-        choices = self._choices[name]
-        if value not in choices:
+        return self._possible(proposal["trait"].name, proposal["value"])
+
+    def _possible(self, name: str, value: Any) -> Any:
+        if name == "budget":
+            if not 0 < value <= 1:
+                raise traitlets.TraitError(f"budget is {value!r}, expected a share of the keys in (0, 1]")
+        elif value not in self._choices[name]:
+            choices = self._choices[name]
             shown = choices if len(choices) <= 16 else f"{choices[0]} … {choices[-1]} as recorded"
             raise traitlets.TraitError(f"{name} is {value!r}, expected one of {shown}")
         return value
 
-    def save_html(self, path: str | PathLike, title: str | None = None, max_bytes: int = 25_000_000) -> Path:
+    @property
+    def settings(self) -> dict[str, Any]:
+        """What is shown, by the trace's own numbers; goes through JSON and opens another explorer exactly there.
+
+        Assigning a dictionary changes what it names and leaves the rest, or, when it raises, all as it was:
+        ``ValueError`` for an unknown name, ``traitlets.TraitError`` for something that the trace does not have.
+        """
+        return {name: getattr(self, name) for name in _SETTINGS}
+
+    @settings.setter
+    def settings(self, wanted: Mapping[str, Any]) -> None:
+        checked = self._checked(wanted)
+        with self.hold_trait_notifications():
+            for name, value in checked.items():
+                setattr(self, name, value)
+
+    def _checked(self, wanted: Mapping[str, Any]) -> dict[str, Any]:
+        unknown = [name for name in wanted if name not in _SETTINGS]
+        if unknown:
+            raise ValueError(f"unknown setting {unknown[0]!r}, expected some of {', '.join(_SETTINGS)}")
+        traits = self.traits()
+        return {
+            name: self._possible(name, traits[name].validate(self, value)) for name, value in wanted.items()
+        }
+
+    def save_html(
+        self,
+        path: str | PathLike,
+        title: str | None = None,
+        max_bytes: int = 25_000_000,
+        settings: Mapping[str, Any] | None = None,
+    ) -> Path:
         """Write the explorer as one HTML file that needs no kernel and no network; returns its path.
 
         Parameters
@@ -125,22 +171,30 @@ class Explorer(anywidget.AnyWidget):
         title : heading of the page; by default the explorer's own
         max_bytes : largest size of the file. What does not fit is left out: coarser maps first, then fewer
             heads, steps and layers. The page says what. ``ValueError`` if nothing fits.
+        settings : what the page shows when it is opened, e.g. the explorer's own :attr:`settings`; by default its
+            beginning
         """
-        text = self._page(title or self._title, max_bytes)
+        text = self._page(title or self._title, max_bytes, settings or {})
         target = Path(path)
         target.write_text(text, encoding="utf-8")
         return target
 
-    def embed(self, height: int = 1300, max_bytes: int = 25_000_000) -> HTML:
+    def embed(
+        self,
+        height: int = 1300,
+        max_bytes: int = 25_000_000,
+        settings: Mapping[str, Any] | None = None,
+    ) -> HTML:
         """The explorer as output that keeps working without a kernel, e.g. in what nbconvert makes of a notebook.
 
-        ``height`` in CSS pixels; ``max_bytes`` as for :meth:`save_html`. The notebook grows by that much.
+        ``height`` in CSS pixels; ``max_bytes``, by which the notebook grows at most, and ``settings`` as for
+        :meth:`save_html`.
         """
-        text = self._page(self._title, max_bytes)
+        text = self._page(self._title, max_bytes, settings or {})
         title = html.escape(self._title or "dlm-lens explorer", quote=True)
         return HTML(_FRAME.format(page=html.escape(text, quote=True), title=title, height=int(height)))
 
-    def _page(self, title: str | None, max_bytes: int) -> str:
+    def _page(self, title: str | None, max_bytes: int, settings: Mapping[str, Any]) -> str:
         return page(
             self.trace,
             title,
@@ -148,6 +202,7 @@ class Explorer(anywidget.AnyWidget):
             against=self.against,
             labels=self._labels,
             progress=self._progress,
+            settings=self._checked(settings),
         )
 
     def _ipython_display_(self) -> None:
@@ -173,6 +228,7 @@ def explore(
     labels: Sequence[str] | None = None,
     max_bytes: int = 25_000_000,
     progress: bool = True,
+    settings: Mapping[str, Any] | None = None,
 ) -> Explorer:
     """Look at a trace, or at the trace saved at a path: a linked, interactive view for notebooks.
 
@@ -188,6 +244,7 @@ def explore(
     max_bytes : what may go to the browser, compressed. Of a larger trace heads are fetched from the kernel when they
         are looked at; if that is not enough it is reduced and the view says how
     progress : show a bar while a large trace is read
+    settings : what to show first, as :attr:`Explorer.settings` gives it: ``{"step": 12, "layer": 3, "head": 1}``
 
     Raises ``TraceError`` for a path without a trace or a trace without anything to show, ``TypeError`` for
     anything else than a trace or a path, ``ValueError`` unless there is a label for each trace.
@@ -202,6 +259,7 @@ def explore(
         labels=labels,
         max_bytes=max_bytes,
         progress=progress,
+        settings=settings,
     )
 
 

@@ -21,6 +21,7 @@ class App {
     this.store = new Store({ ...START, metric: data.manifest.metrics[0]?.key });
     this.ranges = new Map();
     this.asked = 0;
+    this.settings = new Settings(this);
     this.readTheme();
   }
 
@@ -151,6 +152,7 @@ class App {
       "[": () => this.follow(-1),
       "]": () => this.follow(1),
       Escape: () => this.store.set({ follow: -1 }),
+      "?": () => this.openHelp(),
     }[event.key];
     if (!act) return;
     event.preventDefault();
@@ -208,6 +210,7 @@ async function mount(host, bundle, payload, askHost = null) {
   addSaveMenu(app, scrubber);
   const sides = el("div", { class: apps.length > 1 ? "dl-sides dl-two" : "dl-sides" }, ...apps.map(makeSide));
   root.prepend(...[header(app, bundle.title), notes(bundle), scrubber.root, sides].filter(Boolean));
+  app.openHelp = addHelp(root);
   root.addEventListener("keydown", (event) => app.key(event));
   const redraw = (reason) => apps.forEach(({ store }) => store.redraw(reason));
   const stopWatching = watchTheme(() => {

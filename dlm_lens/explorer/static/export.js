@@ -15,9 +15,9 @@ const SIGNS = {
   centroid: ["line", "sink", 2.5],
   spread: ["band", "sink"],
   dense: ["fill", "kind-dense"],
-  refresh: ["fill", "kind-refresh"],
-  sparse: ["fill", "kind-sparse"],
-  cached: ["fill", "kind-cached"],
+  refresh: ["flag", "kind-refresh"],
+  sparse: ["stripes", "kind-sparse"],
+  cached: ["box", "kind-cached", 1.5],
   aged: ["line", "kind-sparse", 3],
   "fresh-line": ["line", "text", 1.5],
   random: ["dash", "dim", 1.5],
@@ -36,6 +36,15 @@ const DRAW_SIGN = {
     ctx.strokeRect(x + size / 2, y + size / 2, 14 - size, 12 - size);
   },
   fill: (ctx, x, y) => ctx.fillRect(x, y, 14, 12),
+  stripes: (ctx, x, y) => [0, 4.5, 9].forEach((at) => ctx.fillRect(x, y + at, 14, 3)),
+  flag: (ctx, x, y) => {
+    ctx.fillRect(x, y, 14, 6);
+    ctx.beginPath();
+    ctx.moveTo(x + 7, y + 7);
+    ctx.lineTo(x + 11, y + 12);
+    ctx.lineTo(x + 3, y + 12);
+    ctx.fill();
+  },
   band: (ctx, x, y) => {
     ctx.globalAlpha = 0.22;
     ctx.fillRect(x, y, 14, 12);

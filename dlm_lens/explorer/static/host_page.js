@@ -4,7 +4,14 @@ async function start() {
   const bundle = JSON.parse(document.getElementById("dl-manifest").textContent);
   const text = atob(document.getElementById("dl-payload").textContent.trim());
   const payload = Uint8Array.from(text, (c) => c.charCodeAt(0));
-  const { app } = await mount(document.getElementById("dl-host"), bundle, payload);
+  const host = document.getElementById("dl-host");
+  const { app } = await mount(host, bundle, payload);
+  const notice = noticeBoard(app.root);
+  notice(app.settings.apply(JSON.parse(host.dataset.settings)));
+  app.settings.takeAsDefaults();
+  keepInAddress(app, notice);
+  if (location.protocol === "about:") addCopyButton(app, "Copy settings", SETTINGS_HINT, () => JSON.stringify(app.settings.all()));
+  else addCopyButton(app, "Copy link", "The address of this page as it is now", () => linkTo(app.settings.news()));
   document.addEventListener("keydown", (event) => {
     if (!app.root.contains(event.target)) app.key(event);
   });

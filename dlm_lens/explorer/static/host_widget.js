@@ -3,44 +3,24 @@
 const SYNC_MS = 120; // at most so often a moving step is told to the kernel
 const ANSWER_MS = 60_000; // a cell that runs keeps the kernel from answering
 
-function fromModel(model, data) {
-  const index = (labels, name) => labels.indexOf(model.get(name));
-  return {
-    step: Math.max(0, index(data.steps, "step")),
-    layer: index(data.layers, "layer"),
-    head: model.get("layer") < 0 ? -1 : index(data.heads, "head"),
-    metric: model.get("metric"),
-    sample: model.get("sample"),
-    follow: model.get("position"),
-  };
-}
-
-function toModel(state, data) {
-  return {
-    step: data.steps[state.step],
-    layer: state.layer < 0 ? -1 : data.layers[state.layer],
-    head: state.head < 0 ? -1 : data.heads[state.head],
-    metric: state.metric ?? "",
-    sample: state.sample,
-    position: state.follow,
-  };
-}
-
+// The traits that are settings, both ways.
 function link(model, app) {
-  const { data, store } = app;
-  const names = ["step", "layer", "head", "metric", "sample", "position"];
+  const { settings, store } = app;
+  const names = settings.names.filter((name) => model.get(name) !== undefined);
   let timer = 0;
   const save = () => {
     timer = 0;
-    model.set(toModel(store.state, data));
+    const all = settings.all();
+    model.set(Object.fromEntries(names.map((name) => [name, all[name]])));
     model.save_changes();
   };
-  store.listeners.push((changed) => {
-    if (touches(changed, "step", "layer", "head", "metric", "sample", "follow")) timer ||= setTimeout(save, SYNC_MS);
-  });
   const take = () => {
-    if (!timer) app.choose(fromModel(model, data));
+    if (!timer) settings.apply(Object.fromEntries(names.map((name) => [name, model.get(name)])));
   };
+  take();
+  store.listeners.push((changed) => {
+    if (settings.concerns(changed)) timer ||= setTimeout(save, SYNC_MS);
+  });
   for (const name of names) model.on(`change:${name}`, take);
   return () => {
     clearTimeout(timer);
@@ -80,7 +60,7 @@ async function render({ model, el: host }) {
   const kernel = askKernel(model);
   const bundle = JSON.parse(model.get("_manifest"));
   const { app, unmount } = await mount(host, bundle, bytesOf(model.get("_payload")), kernel.ask);
-  app.choose(fromModel(model, app.data));
+  addCopyButton(app, "Copy settings", SETTINGS_HINT, () => JSON.stringify(app.settings.all()));
   const unlink = link(model, app);
   // The picture beside this view stands in for it only while it does not run; the rule goes with the view.
   app.root.append(el("style", {}, `#${CSS.escape(model.get("_still"))} { display: none; }`));

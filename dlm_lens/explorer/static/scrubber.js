@@ -71,8 +71,9 @@ function makeScrubber(app) {
     counts.forEach((count, step) => {
       const h = count ? Math.max(3, ((base - 5) * count) / top) : 1;
       ctx.globalAlpha = step === state.step ? 1 : step < state.step ? 0.75 : 0.38;
-      ctx.fillStyle = app.ink(`kind-${data.manifest.kinds[step]}`);
-      ctx.fillRect(span.left + step * span.cell + gap / 2, base - h, Math.max(span.cell - gap, 0.75), h);
+      const kind = data.manifest.kinds[step];
+      ctx.fillStyle = app.ink(`kind-${kind}`);
+      drawBar(ctx, kind, span.left + step * span.cell + gap / 2, base, Math.max(span.cell - gap, 0.75), h);
     });
     ctx.globalAlpha = 1;
     axisText(app, ctx, `${top}`, span.left - 8, 13, "right");
@@ -84,6 +85,7 @@ function makeScrubber(app) {
   const update = (changed) => {
     if (touches(changed, "sample") || !counts.length)
       counts = data.steps.map((_, step) => data.freshCount(state.sample, step));
+    if (touches(changed, "speed")) speed.value = state.speed;
     if (touches(changed, "playing")) {
       play.replaceChildren(icon(state.playing ? ICONS.pause : ICONS.play));
       play.setAttribute("aria-label", state.playing ? "Pause (space)" : "Play (space)");
@@ -117,6 +119,23 @@ function makeScrubber(app) {
   bars.node.addEventListener("mouseleave", () => tip.hide());
   app.dragTime(bars);
   return { root, update };
+}
+
+// A bar standing on `base`. Kinds differ in shape, not only in colour: sparse ones are striped, cached ones hollow,
+// and refreshes have a triangle under them.
+function drawBar(ctx, kind, x, base, width, height) {
+  if (kind === "sparse" && height > 3)
+    for (let top = base; top > base - height; top -= 5) ctx.fillRect(x, Math.max(top - 3.5, base - height), width, Math.min(3.5, top - base + height));
+  else if (kind === "cached" && height > 3 && width > 4)
+    for (const [dx, dy, w, h] of [[0, -height, width, 1.5], [0, -height, 1.5, height], [width - 1.5, -height, 1.5, height]])
+      ctx.fillRect(x + dx, base + dy, w, h);
+  else ctx.fillRect(x, base - height, width, height);
+  if (kind !== "refresh") return;
+  ctx.beginPath();
+  ctx.moveTo(x + width / 2, base + 1);
+  ctx.lineTo(x + width / 2 + 4, base + 6);
+  ctx.lineTo(x + width / 2 - 4, base + 6);
+  ctx.fill();
 }
 
 function axisText(app, ctx, text, x, y, align = "left", ink = "dim") {

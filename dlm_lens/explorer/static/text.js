@@ -124,7 +124,7 @@ function makeText(app) {
       const fresh = scroll.querySelector(".dl-fresh");
       if (fresh) reveal(fresh, scroll);
     }
-    if (touches(changed, "follow") && state.follow >= 0 && !app.followedInText) reveal(spans[state.follow], scroll);
+    if (touches(changed, "follow") && spans[state.follow] && !app.followedInText) reveal(spans[state.follow], scroll);
     if (touches(changed, "follow")) app.followedInText = false;
   };
 

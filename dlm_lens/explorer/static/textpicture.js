@@ -74,5 +74,9 @@ function drawWord(app, ctx, word, ascent) {
     ctx.fillRect(x, y + height - 2.5, width, 2.5);
   }
   if (marks.contains("dl-fresh")) box("fresh", 1.5, -0.75);
-  if (marks.contains("dl-followed")) box("follow", 2, 2);
+  if (marks.contains("dl-followed")) {
+    ctx.setLineDash([4, 3]);
+    box("follow", 2, 2);
+    ctx.setLineDash([]);
+  }
 }
