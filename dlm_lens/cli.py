@@ -64,6 +64,7 @@ def parser() -> argparse.ArgumentParser:
 
     explore = commands.add_parser("explore", help="write a trace as one HTML file that works offline")
     explore.add_argument("trace", type=Path)
+    explore.add_argument("--against", type=Path, metavar="TRACE", help="a second trace, shown beside the first")
     explore.add_argument("--html", required=True, type=Path, help="file to write")
     explore.set_defaults(run=_explore)
 
@@ -149,7 +150,11 @@ def _capture(options: argparse.Namespace) -> int:
 
 
 def _explore(options: argparse.Namespace) -> int:
-    dl.explore(dl.open_trace(options.trace)).save_html(options.html)
+    from dlm_lens.explorer.page import page
+
+    against = None if options.against is None else dl.open_trace(options.against)
+    text = page(dl.open_trace(options.trace), against=against, progress=True)
+    options.html.write_text(text, encoding="utf-8")
     print(f"{options.html} ({options.html.stat().st_size / 1e6:.1f} MB); open it in a browser")
     return 0
 

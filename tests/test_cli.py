@@ -58,6 +58,8 @@ def test_explore_writes_one_file(trace_path, tmp_path, capsys):
     assert main(["explore", str(trace_path), "--html", str(page)]) == 0
     assert "<html" in page.read_text()
     assert str(page) in capsys.readouterr().out
+    assert main(["explore", str(trace_path), "--against", str(trace_path), "--html", str(page)]) == 0
+    assert "tiny A against tiny B · dlm-lens" in page.read_text()
 
 
 def test_compare_prints_and_writes_the_table(tmp_path, capsys):

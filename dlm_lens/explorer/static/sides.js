@@ -48,5 +48,7 @@ function sideHeader(app) {
     step.textContent = `step ${data.steps[store.state.step]} of ${data.manifest.total_steps}`;
   };
   store.views.push({ update });
-  return el("header", { class: "dl-side-head" }, el("b", {}, data.manifest.title), step, el("div", { class: "dl-facts" }, ...facts));
+  const told = el("div", { class: "dl-facts" }, ...facts);
+  told.title = data.manifest.facts.map(([name, value]) => `${name} ${value}`).join("\n");
+  return el("header", { class: "dl-side-head" }, el("b", {}, data.manifest.title), step, told);
 }
