@@ -47,6 +47,8 @@ _NAMES: dict[str, str | None] = {
     "synthetic_trace": "dlm_lens.trace_synthetic",
     "compare": "dlm_lens.measure",
     "schedule": "dlm_lens.measure",
+    "context_influence": "dlm_lens.measure",
+    "drift_since_decoding": "dlm_lens.measure",
     "explore": "dlm_lens.explorer",
     "metrics": None,
     "plots": None,

@@ -4,6 +4,8 @@ from dlm_lens.measure import tasks
 from dlm_lens.measure.compare import compare
 from dlm_lens.measure.environment import provenance
 from dlm_lens.measure.fidelity import Fidelity, fidelity
+from dlm_lens.measure.kv_drift import drift_since_decoding
+from dlm_lens.measure.locality import context_influence
 from dlm_lens.measure.schedule import Schedule, schedule
 from dlm_lens.measure.tables import check_table_path, format_summary, save_table, summary
 
@@ -12,6 +14,8 @@ __all__ = [
     "Schedule",
     "check_table_path",
     "compare",
+    "context_influence",
+    "drift_since_decoding",
     "fidelity",
     "format_summary",
     "provenance",

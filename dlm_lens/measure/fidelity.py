@@ -180,7 +180,7 @@ class _Shadow:
             logits = self._dlm.logits(tokens, start=info.start, keep=wanted, context=context)
             if isinstance(wanted, Tensor):
                 dense, masked = _at(wanted, keep, dense, masked)
-        kl, same = _divergence(dense[masked], logits[masked])
+        kl, same = divergence(dense[masked], logits[masked])
         self._rows.append(
             {"step": step, "kind": plan.kind, "masked": int(masked.sum()), "kl": kl, "agreement": same}
         )
@@ -247,7 +247,7 @@ def _at(wanted: Tensor, keep: range, dense: Tensor, masked: Tensor) -> tuple[Ten
     return dense.gather(1, index[..., None].expand(-1, -1, dense.shape[-1])), masked.gather(1, index) & inside
 
 
-def _divergence(dense: Tensor, policy: Tensor) -> tuple[float, float]:
+def divergence(dense: Tensor, policy: Tensor) -> tuple[float, float]:
     """Mean KL(dense ‖ policy) in nats and the share of equal argmax, over the rows of two [n, V] logits."""
     if not len(dense):
         return 0.0, 1.0

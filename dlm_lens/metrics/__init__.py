@@ -3,6 +3,7 @@
 To add one: a function in the file of its subject, its name here, and a test that mirrors the file by plain loops.
 """
 
+from dlm_lens.metrics.locality import attention_by_distance, committed_distance
 from dlm_lens.metrics.similarity import head_similarity, stale_recall, step_similarity
 from dlm_lens.metrics.sinks import (
     received_mass,
@@ -16,7 +17,9 @@ from dlm_lens.metrics.sinks import (
 from dlm_lens.metrics.sparsity import column_recall, effective_columns
 
 __all__ = [
+    "attention_by_distance",
     "column_recall",
+    "committed_distance",
     "effective_columns",
     "head_similarity",
     "received_mass",
