@@ -8,6 +8,8 @@ from dlm_lens.plots.amdahl import amdahl
 from dlm_lens.plots.column_raster import column_raster
 from dlm_lens.plots.efficiency_by_sparsity import efficiency_by_sparsity
 from dlm_lens.plots.head_grid import head_grid
+from dlm_lens.plots.influence import influence_by_distance
+from dlm_lens.plots.kv_drift import kv_drift
 from dlm_lens.plots.pareto import pareto
 from dlm_lens.plots.pattern_age import pattern_age
 from dlm_lens.plots.pooled_maps import pooled_maps
@@ -26,6 +28,8 @@ __all__ = [
     "efficiency_by_sparsity",
     "head_grid",
     "head_similarity",
+    "influence_by_distance",
+    "kv_drift",
     "light",
     "pareto",
     "pattern_age",
