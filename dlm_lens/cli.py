@@ -64,7 +64,9 @@ def parser() -> argparse.ArgumentParser:
 
     explore = commands.add_parser("explore", help="write a trace as one HTML file that works offline")
     explore.add_argument("trace", type=Path)
-    explore.add_argument("--against", type=Path, metavar="TRACE", help="a second trace, shown beside the first")
+    explore.add_argument(
+        "--against", type=Path, metavar="TRACE", help="a second trace, shown beside the first"
+    )
     explore.add_argument("--html", required=True, type=Path, help="file to write")
     explore.set_defaults(run=_explore)
 

@@ -9,6 +9,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from dlm_lens.explorer.bundle import Bundle, bundle
+from dlm_lens.explorer.policy_choices import controls
 from dlm_lens.explorer.source import page_script, page_styles
 from dlm_lens.trace import Trace
 
@@ -25,6 +26,7 @@ _PAGE = """<!doctype html>
 <body>
 <main id="dl-host" data-settings="{settings}"><noscript>The explorer needs JavaScript.</noscript></main>
 <script type="application/json" id="dl-manifest">{manifest}</script>
+<script type="application/json" id="dl-policy">{policy}</script>
 <script type="text/plain" id="dl-payload">{payload}</script>
 <script type="module">{script}</script>
 </body>
@@ -46,21 +48,25 @@ def page(
     *,
     against: Trace | None = None,
     labels: Sequence[str] | None = None,
+    measured: Sequence[dict[str, Any]] = (),
     progress: bool = False,
     settings: Mapping[str, Any] | None = None,
 ) -> str:
     """The HTML text, of at most ``max_bytes`` UTF-8 bytes, of a trace, or of two side by side.
 
     ``settings``, by the trace's own numbers, say what it shows when it is opened; see :attr:`Explorer.settings`.
+    It shows what the policy panel has ``measured``.
+
     What does not fit is left out as :func:`dlm_lens.explorer.data.pack` does, and the page says so.
     Raises ``ValueError`` if even the smallest reduction does not fit.
     """
     traces = [trace] if against is None else [trace, against]
     frame = len(page_script().encode()) + len(page_styles().encode()) + len(_PAGE)
+    policy = {"controls": controls(trace, with_model=False), "measured": list(measured)}
     room = max_bytes - frame
     while room > 0:
         packed = bundle(traces, title=title, labels=labels, max_bytes=room * 3 // 4, progress=progress)
-        text = _render(packed, settings or {})
+        text = _render(packed, settings or {}, json.dumps(policy, ensure_ascii=False, allow_nan=False))
         surplus = len(text.encode()) - max_bytes
         if surplus <= 0:
             return text
@@ -68,12 +74,13 @@ def page(
     raise ValueError(f"max_bytes={max_bytes:,} is too small: the page alone takes {frame:,} bytes")
 
 
-def _render(packed: Bundle, settings: Mapping[str, Any]) -> str:
+def _render(packed: Bundle, settings: Mapping[str, Any], policy: str) -> str:
     return _PAGE.format(
         title=html.escape(f"{packed.title} · dlm-lens"),
         styles=page_styles(),
         settings=html.escape(json.dumps(dict(settings), allow_nan=False), quote=True),
         manifest=json_in_html(packed.manifest_json),
+        policy=json_in_html(policy),
         payload=base64.b64encode(packed.payload).decode(),
         script=page_script(),
     )

@@ -19,6 +19,8 @@ _FRAGMENTS = (
     "followed.js",
     "drift.js",
     "age.js",
+    "policy.js",
+    "measure.js",
     "recorder.js",
     "export.js",
     "sides.js",
@@ -26,7 +28,16 @@ _FRAGMENTS = (
     "help.js",
     "explorer.js",
 )
-_STYLES = ("theme.css", "explorer.css", "text.css", "age.css", "export.css", "settings.css", "help.css")
+_STYLES = (
+    "theme.css",
+    "explorer.css",
+    "text.css",
+    "age.css",
+    "policy.css",
+    "export.css",
+    "settings.css",
+    "help.css",
+)
 
 
 def _join(names: tuple[str, ...]) -> str:

@@ -6,7 +6,7 @@ import html
 from collections.abc import Mapping, Sequence
 from os import PathLike
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 from uuid import uuid4
 
 import anywidget
@@ -15,9 +15,15 @@ from IPython.display import HTML, display
 
 from dlm_lens.explorer.bundle import bundle
 from dlm_lens.explorer.page import page
+from dlm_lens.explorer.policy_panel import PolicyPanel
 from dlm_lens.explorer.source import styles, widget_script
 from dlm_lens.explorer.still import still
 from dlm_lens.trace import Trace, open_trace
+
+if TYPE_CHECKING:
+    import pandas as pd
+
+    from dlm_lens.models import DLM
 
 _FRAME = (
     '<div><iframe srcdoc="{page}" title="{title}" style="border: 0; width: 100%; height: {height}px">'
@@ -48,12 +54,18 @@ class Explorer(anywidget.AnyWidget):
     All of them together are :attr:`settings`. Setting one to something the trace does not have raises
     ``traitlets.TraitError``. Where no kernel runs (a notebook reopened, or on GitHub) a picture of the columns and the
     drift of the sinks stands in.
+
+    With the model, ``dlm``, the policy panel shows what a policy itself would keep at the step shown, and measures
+    it on the trace's own prompt: ``table`` holds what it has measured. Both run in a thread of their own, one at a
+    time; what a cell runs meanwhile shares the device with them.
     """
 
     _esm = widget_script()
     _css = styles()
     _manifest = traitlets.Unicode().tag(sync=True)
     _payload = traitlets.Bytes().tag(sync=True)
+    _controls = traitlets.Dict().tag(sync=True)
+    _measured = traitlets.List().tag(sync=True)
     _still = traitlets.Unicode().tag(sync=True)  # the id of the element to hide
 
     step = traitlets.Int(0).tag(sync=True)
@@ -68,6 +80,7 @@ class Explorer(anywidget.AnyWidget):
     def __init__(
         self,
         trace: Trace,
+        dlm: DLM | None = None,
         *,
         against: Trace | None = None,
         title: str | None = None,
@@ -77,6 +90,7 @@ class Explorer(anywidget.AnyWidget):
         settings: Mapping[str, Any] | None = None,
     ) -> None:
         self.trace, self.against = trace, against
+        self._policy = PolicyPanel(trace, dlm, send=self.send, measured_more=self._show_measured)
         self._title, self._labels, self._progress = title, labels, progress
         traces = [trace] if against is None else [trace, against]
         self._bundle = bundle(
@@ -97,12 +111,23 @@ class Explorer(anywidget.AnyWidget):
         super().__init__(
             _manifest=self._bundle.manifest_json,
             _payload=self._bundle.payload,
+            _controls=self._policy.controls(),
             _still=f"dl-still-{uuid4().hex}",
             step=manifest["steps"][0],
             metric=metrics[0] if metrics else "",
         )
         self.settings = settings or {}
         self.on_msg(self._answer)
+        self.on_msg(lambda _, message, __: self._policy.receive(message))
+
+    def _show_measured(self, measured: list[Any]) -> None:
+        self._measured = measured
+
+    @property
+    def table(self) -> pd.DataFrame | None:
+        """All that the panel has measured, as :func:`dlm_lens.compare` returns it, with the column ``measurement``
+        (1, 2, …) in front; None before the first."""
+        return self._policy.table
 
     def _answer(self, widget: Any, message: dict[str, Any], buffers: list[bytes]) -> None:
         """Send a selection that was left to be asked for: ``{"type": "slice", "trace", "sample", "layer", "head"}``,
@@ -201,6 +226,7 @@ class Explorer(anywidget.AnyWidget):
             max_bytes,
             against=self.against,
             labels=self._labels,
+            measured=self._policy.measured,
             progress=self._progress,
             settings=self._checked(settings),
         )
@@ -222,6 +248,7 @@ class Explorer(anywidget.AnyWidget):
 
 def explore(
     trace: Trace | str | PathLike,
+    dlm: DLM | None = None,
     *,
     against: Trace | str | PathLike | None = None,
     title: str | None = None,
@@ -236,6 +263,8 @@ def explore(
 
     Parameters
     ----------
+    dlm : the model that the trace comes from, for the policy panel to ask and to measure; without it the panel tells
+        what column mass tells
     against : a second trace, shown beside the first and moved by the same controls: a model and its autoregressive
         twin, dense attention and a policy, two prompts. Steps correspond by their number where both runs have as
         many, else by how far the runs are
@@ -247,13 +276,15 @@ def explore(
     settings : what to show first, as :attr:`Explorer.settings` gives it: ``{"step": 12, "layer": 3, "head": 1}``
 
     Raises ``TraceError`` for a path without a trace or a trace without anything to show, ``TypeError`` for
-    anything else than a trace or a path, ``ValueError`` unless there is a label for each trace.
+    anything else than a trace or a path, ``ValueError`` unless there is a label for each trace, and for a model
+    of another kind than the trace's.
     """
     traces = [_opened("explore", trace)] + ([] if against is None else [_opened("against", against)])
     if labels is not None and len(labels) != len(traces):
         raise ValueError(f"labels={list(labels)} must name each trace once: {len(traces)} expected")
     return Explorer(
         traces[0],
+        dlm,
         against=traces[1] if against is not None else None,
         title=title,
         labels=labels,

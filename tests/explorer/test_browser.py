@@ -242,13 +242,13 @@ const answers = {answers};
 const handlers = {{}};
 window.model = {{ state, saved: 0, asked: [], handlers,
   get: (n) => state[n], set: (all) => Object.assign(state, all), save_changes() {{ this.saved++; }},
-  on: (n, f) => (handlers[n] = f), off: (n) => delete handlers[n],
-  push(n, v) {{ state[n] = v; handlers[`change:${{n}}`](); }},
+  on: (n, f) => (handlers[n] ??= new Set()).add(f), off: (n, f) => handlers[n].delete(f),
+  push(n, v) {{ state[n] = v; handlers[`change:${{n}}`].forEach((f) => f()); }},
   send(message) {{
     this.asked.push(message);
     const [content, payload] = answers[`${{message.sample}} ${{message.layer}} ${{message.head}}`] ?? [];
     const buffers = payload ? [new DataView(bytes(payload).buffer)] : [];
-    this.answer = () => handlers["msg:custom"]({{ ...message, ...content }}, buffers);
+    this.answer = () => handlers["msg:custom"].forEach((f) => f({{ ...message, ...content }}, buffers));
   }} }};
 const url = "data:text/javascript;base64,{script}";
 const widget = (await import(url)).default;
@@ -270,7 +270,12 @@ def host(look, tmp_path):
             "payload": widget._payload,
         }
         parts = {name: base64.b64encode(value).decode() for name, value in encoded.items()}
-        about = {"styles": widget._css, "state": json.dumps(state), "answers": json.dumps(answers or {})}
+        policy = {"_controls": widget._controls, "_measured": widget._measured}
+        about = {
+            "styles": widget._css,
+            "state": json.dumps(state | policy),
+            "answers": json.dumps(answers or {}),
+        }
         path.write_text(HOST.format(**parts, **about), encoding="utf-8")
         view = look(path)
         view.page.wait_for_selector("body[data-ready]")

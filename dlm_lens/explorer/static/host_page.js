@@ -6,6 +6,8 @@ async function start() {
   const payload = Uint8Array.from(text, (c) => c.charCodeAt(0));
   const host = document.getElementById("dl-host");
   const { app } = await mount(host, bundle, payload);
+  const { controls, measured } = JSON.parse(document.getElementById("dl-policy").textContent);
+  attachPolicy(app, controls, measured, null);
   const notice = noticeBoard(app.root);
   notice(app.settings.apply(JSON.parse(host.dataset.settings)));
   app.settings.takeAsDefaults();

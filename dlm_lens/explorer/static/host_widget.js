@@ -56,16 +56,34 @@ function askKernel(model) {
 
 const bytesOf = (view) => new Uint8Array(view.buffer ?? view, view.byteOffset ?? 0, view.byteLength);
 
+// The policy panel, whose previews and measurements are made by the kernel.
+function attachPolicyOf(model, app) {
+  const listen = (handler) => {
+    model.on("msg:custom", handler);
+    return () => model.off("msg:custom", handler);
+  };
+  const kernel = { send: (message) => model.send(message), listen };
+  const policy = attachPolicy(app, model.get("_controls"), model.get("_measured"), kernel);
+  const show = () => policy.show(model.get("_measured"));
+  model.on("change:_measured", show);
+  return () => {
+    model.off("change:_measured", show);
+    policy.stop();
+  };
+}
+
 async function render({ model, el: host }) {
   const kernel = askKernel(model);
   const bundle = JSON.parse(model.get("_manifest"));
   const { app, unmount } = await mount(host, bundle, bytesOf(model.get("_payload")), kernel.ask);
   addCopyButton(app, "Copy settings", SETTINGS_HINT, () => JSON.stringify(app.settings.all()));
   const unlink = link(model, app);
+  const unattach = attachPolicyOf(model, app);
   // The picture beside this view stands in for it only while it does not run; the rule goes with the view.
   app.root.append(el("style", {}, `#${CSS.escape(model.get("_still"))} { display: none; }`));
   return () => {
     kernel.stop();
+    unattach();
     unlink();
     unmount();
   };

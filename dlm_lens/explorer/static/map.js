@@ -44,6 +44,7 @@ function makeMap(app) {
     buffer.getContext("2d").putImageData(image, 0, 0);
     ctx.imageSmoothingEnabled = false;
     ctx.drawImage(buffer, plot.x, plot.y, side, side);
+    drawKept(app, ctx, plot, bins);
     ctx.strokeStyle = app.ink("line");
     ctx.lineWidth = 1;
     ctx.strokeRect(plot.x - 0.5, plot.y - 0.5, side + 1, side + 1);
@@ -128,7 +129,7 @@ function makeMap(app) {
   canvas.node.addEventListener("mouseleave", () => tip.hide());
 
   const update = (changed) => {
-    if (!touches(changed, "step", "layer", "head", "follow", ...EVERYTHING)) return;
+    if (!touches(changed, "step", "layer", "head", "follow", "kept", ...EVERYTHING)) return;
     if (touches(changed, "layer", "head", ...EVERYTHING)) {
       legend.update(app.range("map"), app.scale(), shareTick);
       subject.textContent = app.selectionText();
