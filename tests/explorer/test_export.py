@@ -96,6 +96,14 @@ def test_the_name_and_the_words_say_the_selection(show, batch):
     assert f"layer {layer}, head {head} · sample 3 of 3" in " ".join(filter(None, words(data)))
 
 
+def test_of_two_runs_the_picture_says_which(show, trace):
+    view = show(trace, trace, labels=["first run", "second"])
+    for label, slug in (("first run", "first-run"), ("second", "second")):
+        name, data = save(view, f"Sink drift of {label}", "svg")
+        assert name == f"{slug}_sink-drift_all-heads_step-0.svg"
+        assert f"{label} · mean of all heads" in " ".join(filter(None, words(data)))
+
+
 def test_hostile_tokens_are_words_of_the_picture(show, trace):
     view = show(trace)
     view.page.keyboard.press("End")

@@ -143,6 +143,21 @@ def test_a_malformed_address_is_said_and_does_no_harm(visit, address, said):
 
 
 @pytest.mark.browser
+def test_both_of_two_runs_open_at_the_settings(look, trace, tmp_path):
+    path = tmp_path / "explorer.html"
+    path.write_text(page(trace, against=trace, labels=["A", "B"], settings=WANTED), encoding="utf-8")
+    view = look(path)
+    view.page.wait_for_selector("body[data-ready]")
+    view.settle()
+    for chosen in view.page.locator(".dl-chosen").all_inner_texts():
+        assert chosen.startswith("layer 1, head 2")
+    for note in view.page.locator(".dl-follow-note").all_inner_texts():
+        assert "position 20" in note
+    view.page.wait_for_timeout(600)
+    assert "#" not in view.page.url
+
+
+@pytest.mark.browser
 def test_padding_cannot_be_followed(look, batch, tmp_path):
     path = tmp_path / "explorer.html"
     path.write_text(page(batch, settings={"sample": 2, "position": 0}), encoding="utf-8")

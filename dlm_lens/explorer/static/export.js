@@ -225,7 +225,8 @@ async function savePicture(app, view, ending) {
 function addSaveMenu(app, view) {
   const tools = view.root.querySelector(".dl-panel-head .dl-tools, .dl-transport");
   if (!tools || ![...view.root.querySelectorAll("*")].some((node) => node.picture)) return;
-  const title = view.root.getAttribute("aria-label");
+  const whose = app.peers.length > 1 ? ` of ${app.data.manifest.title}` : "";
+  const title = view.root.getAttribute("aria-label") + whose;
   const trouble = el("span", { role: "status" });
   const choice = (ending, hint) => {
     const act = async () => {
