@@ -115,7 +115,7 @@ def caption(table: pd.DataFrame) -> str:
     pairs = matrix[np.triu_indices(len(matrix), 1)]
     median, low, high = np.quantile(pairs, (0.5, 0.05, 0.95))
     verdict = (
-        "That agrees with SparseD: patterns differ between heads, so that each needs a choice of its own."
+        "That agrees with SparseD: patterns differ between heads."
         if low < 0.5
         else "SparseD says that patterns differ between heads; here they differ little."
     )
