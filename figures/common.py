@@ -18,7 +18,7 @@ claim it says so.
 from __future__ import annotations
 
 import argparse
-import importlib.util
+import importlib
 import inspect
 import json
 import re
@@ -116,9 +116,4 @@ def scripts() -> list[str]:
 
 def load(name: str) -> ModuleType:
     """A figure script as a module; ``figures`` must be on ``sys.path``, as it is for scripts in there."""
-    spec = importlib.util.spec_from_file_location(name, FOLDER / f"{name}.py")
-    assert spec is not None
-    assert spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
+    return importlib.import_module(name)

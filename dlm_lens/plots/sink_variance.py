@@ -35,7 +35,8 @@ def sink_variance(
         raise ValueError("sink_variance needs at least one trace, got none")
     ax = axes_or_new(ax, (6.5, 4.5))
     palette = palette_of(ax)
-    positive = table.loc[table["temporal"] > 0, "temporal"]
+    drawn = table.groupby(["trace", "layer", "head"])["temporal"].mean()
+    positive = drawn[drawn > 0]
     floor = 10 ** np.floor(np.log10(max(float(positive.min()), 1e-3))) if len(positive) else 1e-3
     for number, name in enumerate(table["trace"].unique()):
         own = table[table["trace"] == name]
@@ -84,6 +85,6 @@ def _mean(ax: Axes, samples: pd.DataFrame, floor: float, name: str, marker: str,
         dx, dy = float(errors["spatial"]), float(errors["temporal"])
         whiskers = {"xerr": [[min(dx, 0.9 * x)], [dx]], "yerr": [[min(dy, y - floor)], [dy]]}
     ax.errorbar(
-        x, y, **whiskers, marker=marker, markersize=9, color=colour, markeredgecolor=ax.get_facecolor(),
+        x, y, **whiskers, marker=marker, markersize=9, color=colour,
         linestyle="none", capsize=3, zorder=4, label=name,
     )  # fmt: skip
