@@ -127,6 +127,18 @@ def test_a_trace_without_column_mass_says_so(show, trace):
     assert view.messages == []
 
 
+def test_beside_another_run_there_is_one_panel_and_it_is_about_the_first(look, trace, tmp_path):
+    path = tmp_path / "two.html"
+    path.write_text(page(trace, against=trace), encoding="utf-8")
+    view = look(path)
+    view.page.wait_for_selector("body[data-ready]")
+    assert view.page.locator(".dl-sides + .dl-policy").count() == 1
+    assert view.page.locator(".dl-policy").count() == 1
+    slide(view, 50)
+    assert share(view) == pytest.approx(best_share(trace, 0.5, 0)[0], abs=0.01)
+    assert view.messages == []
+
+
 @pytest.mark.parametrize("theme", ["light", "dark"])
 def test_a_saved_page_shows_what_was_measured(look, trace, tmp_path, theme):
     path = tmp_path / "measured.html"
@@ -229,13 +241,18 @@ def test_the_model_is_asked_and_its_answer_is_drawn(live):
     assert "62.5 % of the dense attention is retained by PulseCol 80%" in text
     assert "worst layer (1) 50 %, this head 80 %" in text
     assert view.picture(".dl-map") != before
+    drawn = view.picture(".dl-map")
+    view.page.get_by_label("One step on").click()
+    view.page.get_by_label("One step back").click()
+    assert view.picture(".dl-map") != drawn, "what was said of a step is gone with it"
+    asked(view, "preview", 2)
     slide(view, 70)
     view.settle()
     assert "The model runs one step" in view.page.locator(".dl-policy").inner_text()
-    assert asked(view, "preview", 2)["value"] == 70
+    assert asked(view, "preview", 3)["value"] == 70
     answer(view, {"type": "error", "of": "preview", "key": "old", "text": "no"})
     assert not view.page.get_by_role("alert").is_visible()
-    key = asked(view, "preview", 2)["key"]
+    key = asked(view, "preview", 3)["key"]
     answer(view, {"type": "error", "of": "preview", "key": key, "text": "<b>no</b>"})
     assert view.page.get_by_role("alert").inner_text() == "<b>no</b>"
     assert view.messages == []

@@ -84,7 +84,7 @@ function makePolicy(app, controls, kernel, measure) {
     if (!touches(changed, "step", "layer", "head", "budget", "policy", "playing", ...EVERYTHING)) return;
     best.update(changed, chosen.choice());
     asked?.update(changed);
-    if (touches(changed, "step", "layer", "head", "budget", "policy", "sample")) store.redraw("kept");
+    if (touches(changed, "budget", "policy")) store.redraw("kept"); // the map redraws for the rest of itself
   };
   return { root: view.root, body: view.body, update, take: (...answer) => asked?.take(...answer), fail: (message) => asked?.fail(message) };
 }
@@ -102,8 +102,17 @@ function makeBest(app) {
     return { root, update() {} };
   }
   let age = null;
+  let known = "";
   let aged = [];
   let usable = true;
+  // The map may be drawn before this view is told of a change, so both ask here.
+  const current = () => {
+    const key = [state.sample, state.layer, state.head, state.budget].join(" ");
+    if (key !== known) age = new PatternAge(data, state.sample, data.selection(state.layer, state.head), state.budget);
+    known = key;
+    return age;
+  };
+  if (data.has("map")) app.keptBins = () => (usable ? binShares(data, current(), state.step) : null);
   const chart = makeCanvas({ class: "dl-policy-chart", role: "img" }, (ctx, width, height) => {
     const room = width - 62;
     const plot = { left: 56, top: 8, width: room, height: height - 30, cell: room / data.steps.length };
@@ -131,15 +140,11 @@ function makeBest(app) {
     note.textContent = choice.note;
     for (const node of [share, chart.node, keys]) node.hidden = !usable;
     what.textContent = "";
-    app.keptBins = null;
     if (!usable) return;
-    if (!age || touches(changed, "layer", "head", "budget", ...EVERYTHING))
-      age = new PatternAge(data, state.sample, data.selection(state.layer, state.head), state.budget);
-    aged = age.of(state.step);
+    aged = current().of(state.step);
     share.textContent = percent(aged[state.step]);
     what.textContent = ` of the attention is on the best ${age.kept} of ${age.keys} keys, one list for all queries, ${app.selectionText()}`;
     chart.node.setAttribute("aria-label", `Attention on the best columns over the steps; ${share.textContent} at this one, ${percent(age.random)} at random`);
-    if (data.has("map")) app.keptBins = binShares(data, age, state.step);
     if (changed.has("policy")) chart.draw(new Set(["layout"])); // it may have been hidden
     else chart.draw(changed);
   };
@@ -206,6 +211,7 @@ function makeAsked(app, controls, kernel, policy) {
     return { ...content, type: "preview", key: JSON.stringify(content) };
   };
   const clear = (text) => {
+    if (app.keptPairs) store.redraw("kept");
     seen = app.keptPairs = null;
     summary.textContent = text;
     trouble.hidden = true;
@@ -224,10 +230,7 @@ function makeAsked(app, controls, kernel, policy) {
     clear("The model runs one step …");
     timer = setTimeout(() => (state.playing ? (wanted = null) : kernel.send(next)), PREVIEW_MS);
   };
-  box.addEventListener("change", () => {
-    ask();
-    store.redraw("kept");
-  });
+  box.addEventListener("change", ask);
 
   const take = (message, buffers) => {
     if (message.key !== wanted) return;
@@ -237,7 +240,8 @@ function makeAsked(app, controls, kernel, policy) {
     summary.replaceChildren(...describeSeen(app, message, byLayer, seen.worst));
     dots.node.hidden = !retained;
     dots.node.setAttribute("aria-label", `Retained mass of every head by layer: ${summary.textContent}`);
-    if (buffers.length) app.keptPairs = { share: asBytes(buffers[0]), bins: data.arrays.map.row };
+    const { step, sample, layer, head } = state;
+    if (buffers.length) app.keptPairs = { share: asBytes(buffers[0]), step, sample, layer, head };
     store.redraw("kept");
     dots.draw(new Set(["layout"]));
   };
@@ -265,7 +269,7 @@ function describeSeen(app, message, byLayer, worst) {
   if (!message.retained)
     return [
       el("b", {}, `${message.computed} of ${valid}`),
-      ` positions are computed and attend to ${message.attended}: a ${work}. What it retains of the others' attention is not known.`,
+      ` positions are computed and attend to ${message.attended}: a ${work}. How much of the dense attention that retains is not measured.`,
     ];
   const own = layer >= 0 && head >= 0 ? `, this head ${percent(message.retained[data.layers[layer]][data.heads[head]])}` : "";
   return [
@@ -276,10 +280,11 @@ function describeSeen(app, message, byLayer, worst) {
 
 // On the attention map: a veil over what is left out, and marks under the keys that are kept.
 function drawKept(app, ctx, plot, bins) {
-  const { keptPairs: pairs, keptBins } = app;
+  const pairs = app.keptPairs;
+  const { state } = app.store;
   const cell = plot.side / bins;
-  let marks = keptBins;
-  if (pairs?.bins === bins) {
+  let marks = null;
+  if (pairs && ["step", "sample", "layer", "head"].every((key) => pairs[key] === state[key])) {
     const veil = new ImageData(bins, bins);
     pairs.share.forEach((share, i) => veil.data.set([...VEIL.slice(0, 3), (VEIL[3] * (255 - share)) / 255], 4 * i));
     const buffer = new OffscreenCanvas(bins, bins);
@@ -290,7 +295,7 @@ function drawKept(app, ctx, plot, bins) {
       for (let query = 0; query < bins; query++) sum += pairs.share[query * bins + key];
       return sum / (255 * bins);
     });
-  }
+  } else marks = app.keptBins?.() ?? null;
   if (!marks) return;
   ctx.fillStyle = app.ink("kind-sparse");
   marks.forEach((share, bin) => {
