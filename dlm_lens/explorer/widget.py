@@ -32,7 +32,7 @@ _FRAME = (
 _VIEW = "application/vnd.jupyter.widget-view+json"
 ALL = -1
 _SPEEDS = (2, 4, 8, 16, 30)  # of the browser's list
-_SETTINGS = ("step", "layer", "head", "metric", "sample", "position", "speed", "budget")
+_SETTINGS = ("step", "layer", "head", "metric", "sample", "position", "speed", "budget", "policy")
 
 
 class Explorer(anywidget.AnyWidget):
@@ -49,6 +49,7 @@ class Explorer(anywidget.AnyWidget):
     ``position``  position of the token that is followed, or −1
     ``speed``     steps per second while playing
     ``budget``    share of the keys that a choice of columns keeps, in (0, 1]
+    ``policy``    name of the policy in its panel, as at the command line
     ============  ====================================================================
 
     All of them together are :attr:`settings`. Setting one to something the trace does not have raises
@@ -76,6 +77,7 @@ class Explorer(anywidget.AnyWidget):
     position = traitlets.Int(-1).tag(sync=True)
     speed = traitlets.Int(8).tag(sync=True)
     budget = traitlets.Float(0.2).tag(sync=True)
+    policy = traitlets.Unicode("").tag(sync=True)
 
     def __init__(
         self,
@@ -98,6 +100,8 @@ class Explorer(anywidget.AnyWidget):
         )
         self.notes = self._bundle.notes
         manifest = self._bundle.packs[0].manifest
+        controls = self._policy.controls()
+        policies = [choice["name"] for choice in controls["choices"]]
         metrics = [metric["key"] for metric in manifest["metrics"]]
         self._choices = {
             "step": manifest["steps"],
@@ -107,14 +111,16 @@ class Explorer(anywidget.AnyWidget):
             "sample": range(trace.samples),
             "position": range(-1, trace.length),
             "speed": _SPEEDS,
+            "policy": policies,
         }
         super().__init__(
             _manifest=self._bundle.manifest_json,
             _payload=self._bundle.payload,
-            _controls=self._policy.controls(),
+            _controls=controls,
             _still=f"dl-still-{uuid4().hex}",
             step=manifest["steps"][0],
             metric=metrics[0] if metrics else "",
+            policy=policies[0],
         )
         self.settings = settings or {}
         self.on_msg(self._answer)

@@ -23,6 +23,7 @@ PANELS = (
     "Followed token",
     "Sink drift",
     "Pattern age",
+    "Policy",
 )
 
 

@@ -12,7 +12,7 @@ IS_NAMED = """() => [...document.querySelectorAll("button, select, input, summar
   .filter((node) => !(node.getAttribute("aria-label") || node.textContent.trim() || node.labels?.length))
   .map((node) => node.outerHTML)"""
 CONTROLS = """() => [...document.querySelectorAll("button, select, input, summary, [tabindex='0']")]
-  .filter((node) => node.getClientRects().length && !node.closest("details > div")).length"""
+  .filter((node) => node.getClientRects().length && !node.disabled && !node.closest("details > div")).length"""
 OUTLINE = (
     "() => { const s = getComputedStyle(document.activeElement); return [s.outlineStyle, s.outlineWidth]; }"
 )
@@ -24,7 +24,9 @@ def test_tab_goes_round_all_controls_and_shows_where_it_is(show, trace):
     reached = set()
     for _ in range(view.page.evaluate(CONTROLS)):
         view.page.keyboard.press("Tab")
-        assert view.page.evaluate(OUTLINE) == ["solid", "2px"]
+        assert view.page.evaluate(OUTLINE) == ["solid", "2px"], view.page.evaluate(
+            "document.activeElement.outerHTML.slice(0, 200)"
+        )
         reached.add(
             view.page.evaluate(
                 "document.activeElement.getAttribute('aria-label') ?? document.activeElement.textContent"

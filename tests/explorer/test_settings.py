@@ -17,8 +17,9 @@ WANTED = {
     "position": 20,
     "speed": 16,
     "budget": 0.35,
+    "policy": "oracle",
 }
-HASH = "#step=3&layer=1&head=2&metric=effective_columns&position=20&speed=16&budget=0.35"
+HASH = "#step=3&layer=1&head=2&metric=effective_columns&position=20&speed=16&budget=0.35&policy=oracle"
 
 
 def test_settings_go_through_json_and_open_another_explorer(trace):
@@ -78,6 +79,7 @@ def is_as_wanted(view):
     assert "position 20" in view.page.locator(".dl-follow-note").inner_text()
     assert view.page.get_by_label("Playing speed").input_value() == "16"
     assert view.page.get_by_label("Budget: share").input_value() == "0.35"
+    assert view.page.get_by_label("Policy", exact=True).locator("select").first.input_value() == "oracle"
 
 
 @pytest.mark.browser
@@ -125,6 +127,7 @@ def test_the_address_follows_and_the_copied_link_leads_back(visit, look):
         ("#colour=red", "colour=red is ignored: expected one of step, layer"),
         ("#budget=7", "budget=7 is ignored: expected a share in (0, 1]"),
         ("#position=1e9", "position=1000000000 is ignored: expected -1 … 47"),
+        ("#policy=none", "policy=none is ignored: expected one of pulsecol"),
         ("#metric=<img src=x onerror=alert(1)>", "is ignored"),
         ('#head={"a":[1]}&layer=1', 'head={"a":[1]} is ignored'),
         ("#=&&&=x", "is ignored"),

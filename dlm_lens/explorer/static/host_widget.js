@@ -77,8 +77,8 @@ async function render({ model, el: host }) {
   const bundle = JSON.parse(model.get("_manifest"));
   const { app, unmount } = await mount(host, bundle, bytesOf(model.get("_payload")), kernel.ask);
   addCopyButton(app, "Copy settings", SETTINGS_HINT, () => JSON.stringify(app.settings.all()));
+  const unattach = attachPolicyOf(model, app); // before the settings are linked: it brings one
   const unlink = link(model, app);
-  const unattach = attachPolicyOf(model, app);
   // The picture beside this view stands in for it only while it does not run; the rule goes with the view.
   app.root.append(el("style", {}, `#${CSS.escape(model.get("_still"))} { display: none; }`));
   return () => {

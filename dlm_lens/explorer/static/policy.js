@@ -14,6 +14,7 @@ function attachPolicy(app, controls, measured, kernel) {
   const sides = app.root.querySelector(".dl-two");
   (sides ?? app.root.querySelector(".dl-now")).after(view.root);
   app.store.views.push(view, results);
+  addSaveMenu(app, view);
   results.show(measured);
   const stop = kernel?.listen((message, buffers) => {
     if (message.type === "preview") view.take(message, buffers);
@@ -60,10 +61,24 @@ function makeChoice(app, controls) {
     followBudget();
     store.redraw("policy");
   };
-  select.addEventListener("change", choose);
+  const names = controls.choices.map(({ name }) => name);
+  // A choice made elsewhere: by a page's address, or from Python.
+  const followChoice = () => {
+    if (!store.state.policy || store.state.policy === select.value) return;
+    select.value = store.state.policy;
+    choose();
+  };
+  app.settings.add("policy", ["policy"], () => store.state.policy ?? select.value, (value) => {
+    if (!names.includes(value)) throw new Error(`expected ${oneOf(names)}`);
+    return { policy: value };
+  });
+  select.addEventListener("change", () => {
+    store.set({ policy: select.value });
+    choose();
+  });
   slider.addEventListener("input", share);
   choose();
-  return { fields: [labelled("Policy", select), field], choice, value, followBudget };
+  return { fields: [labelled("Policy", select), field], choice, value, followBudget, followChoice };
 }
 
 function makePolicy(app, controls, kernel, measure) {
@@ -80,6 +95,7 @@ function makePolicy(app, controls, kernel, measure) {
   view.body.append(el("div", { class: "dl-policy-parts" }, fields, best.root, asked?.root ?? null, measure.root));
 
   const update = (changed) => {
+    if (touches(changed, "policy")) chosen.followChoice();
     if (touches(changed, "budget")) chosen.followBudget();
     if (!touches(changed, "step", "layer", "head", "budget", "policy", "playing", ...EVERYTHING)) return;
     best.update(changed, chosen.choice());
@@ -96,7 +112,7 @@ function makeBest(app) {
   const share = el("output", { class: "dl-policy-share", "aria-live": "polite" });
   const what = el("span", {});
   const note = el("p", { class: "dl-hint" });
-  const root = el("div", { class: "dl-policy-part" }, el("div", { class: "dl-policy-number" }, share, what));
+  const root = el("div", { class: "dl-policy-part" }, el("div", { class: "dl-policy-number", "data-picture": "" }, share, what));
   if (!data.has("mass")) {
     root.replaceChildren(missing("No preview: this trace has no column_mass. Capture it with ColumnMass()."));
     return { root, update() {} };
