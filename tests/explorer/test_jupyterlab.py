@@ -1,0 +1,150 @@
+"""The explorer in a real JupyterLab, in a real browser: live, reopened, and after its kernel has gone."""
+
+import json
+import shutil
+
+import nbformat
+import pytest
+
+from tests.explorer.lab import open_notebook, running_lab
+
+pytestmark = [pytest.mark.browser, pytest.mark.slow]
+
+EXPLORE = (
+    "import dlm_lens as dl\ndl.explore(dl.synthetic_trace(steps=6, layers=2, heads=4, length=48, bins=16))"
+)
+NO_MODEL = "model not found"
+
+
+@pytest.fixture(scope="session")
+def lab(root, tmp_path_factory):
+    with running_lab(tmp_path_factory.mktemp("lab"), root) as lab:
+        yield lab
+
+
+@pytest.fixture
+def visit(browser, lab):
+    """``visit(name)`` opens a notebook; afterwards its page is closed and its kernel ended."""
+    pages = []
+
+    def open_one(name, **settings):
+        pages.append(open_notebook(browser, lab, name, **settings))
+        return pages[-1]
+
+    yield open_one
+    for page in pages:
+        if not page.page.is_closed():
+            page.leave()
+
+
+def pictures(explorer):
+    """What the attention map, the raster and its overlay show, once drawn."""
+    explorer.page.evaluate(
+        "() => new Promise(done => requestAnimationFrame(() => requestAnimationFrame(done)))"
+    )
+    names = (".dl-map", ".dl-raster:not(.dl-overlay)", ".dl-raster.dl-overlay")
+    return [explorer.locator(name).evaluate("canvas => canvas.toDataURL()") for name in names]
+
+
+def drag_to_the_end(explorer):
+    """Drag the scrubber with the mouse from the first step to the last."""
+    scrubber = explorer.locator(".dl-scrub")
+    scrubber.scroll_into_view_if_needed()
+    box = scrubber.bounding_box()
+    mouse = explorer.page.mouse
+    mouse.move(box["x"] + 80, box["y"] + 20)
+    mouse.down()
+    mouse.move(box["x"] + box["width"] / 2, box["y"] + 20, steps=4)
+    mouse.move(box["x"] + box["width"] - 20, box["y"] + 20, steps=4)
+    mouse.up()
+
+
+def step(explorer):
+    return int(explorer.locator(".dl-scrub").get_attribute("aria-valuenow"))
+
+
+def test_the_quickstart_explores_in_a_live_notebook(root, lab, visit):
+    name = "01_quickstart.ipynb"
+    shutil.copy(root / "notebooks" / name, lab.folder / name)
+    cells = nbformat.read(lab.folder / name, as_version=4).cells
+    index = next(i for i, cell in enumerate(cells) if "dl.explore(" in cell.source)
+    view = visit(name)
+    view.run_all()
+    explorer = view.page.locator(".dl-explorer")
+    explorer.wait_for(state="attached", timeout=240_000)
+    view.cell(index)
+    explorer.locator(".dl-grid").wait_for()
+    before = pictures(explorer)
+    drag_to_the_end(explorer)
+    explorer.get_by_text("step 31 of 32").wait_for()
+    dragged = pictures(explorer)
+    assert dragged[0] != before[0], "the map shows another step"
+    assert dragged[1] == before[1], "the raster shows all steps"
+    assert dragged[2] != before[2], "its playhead moves"
+
+    grid = explorer.locator(".dl-grid")
+    grid.scroll_into_view_if_needed()
+    box = grid.bounding_box()
+    grid.click(position={"x": box["width"] / 2 + 20, "y": box["height"] / 2 + 10})
+    explorer.locator(".dl-chosen", has_text="head").wait_for()
+    chosen = pictures(explorer)
+    assert all(now != then for now, then in zip(chosen[:2], dragged[:2], strict=True))
+    assert step(explorer) == 31
+    assert not view.page.locator("[id^=dl-still]").is_visible()
+
+    view.execute("apputils:change-theme", {"theme": "JupyterLab Dark"})
+    view.page.locator(".dl-explorer[data-theme=dark]").wait_for()
+    assert pictures(explorer)[0] != chosen[0]
+    assert view.foreign == []
+
+
+def test_reopened_without_its_kernel_the_still_stands_in(lab, visit):
+    path = lab.write("plain.ipynb", EXPLORE)
+    first = visit(path.name)
+    first.run_all()
+    first.page.locator(".dl-explorer .dl-grid").wait_for(timeout=60_000)
+    still = first.page.locator(".dl-still")
+    still.wait_for(state="hidden")
+    first.wait_until_idle()
+    first.execute("docmanager:save")
+    first.leave()
+
+    again = visit(path.name)
+    again.page.locator(".dl-still img").wait_for()
+    assert again.page.locator(".dl-still img").evaluate("image => image.naturalWidth") > 600
+    again.page.locator(".jupyter-widgets", has_text=NO_MODEL).wait_for(state="hidden")
+    assert NO_MODEL not in again.cell(0).inner_text()
+    again.leave()
+
+    # From somebody else, JupyterLab does not trust it: widgets are not shown, HTML is sanitised.
+    notebook = json.loads(path.read_text(encoding="utf-8"))
+    notebook["cells"][0]["source"] = ["# changed"]
+    (lab.folder / "foreign.ipynb").write_text(json.dumps(notebook), encoding="utf-8")
+    foreign = visit("foreign.ipynb")
+    foreign.page.locator(".dl-still img").wait_for()
+    assert "run the cell again" in foreign.cell(0).inner_text()
+
+
+def test_saved_with_its_state_it_works_without_a_kernel(lab, visit):
+    path = lab.write("state.ipynb", EXPLORE)
+    lab.save_widget_state(True)
+    first = visit(path.name)
+    first.run_all()
+    first.page.locator(".dl-explorer .dl-grid").wait_for(timeout=60_000)
+    first.wait_until_idle()
+    first.execute("docmanager:save")
+    first.leave()
+    lab.save_widget_state(False)
+
+    again = visit(path.name)
+    explorer = again.page.locator(".dl-explorer")
+    explorer.locator(".dl-grid").wait_for()
+    again.execute("kernelmenu:shutdown")
+    assert again.page.locator(".dl-still").is_hidden()
+    before = pictures(explorer)
+    drag_to_the_end(explorer)
+    explorer.get_by_text("step 5 of 6").wait_for()
+    assert pictures(explorer)[0] != before[0]
+    again.execute("apputils:change-theme", {"theme": "JupyterLab Dark"})
+    again.page.locator(".dl-explorer[data-theme=dark]").wait_for()
+    assert again.foreign == []
