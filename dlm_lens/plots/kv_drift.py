@@ -100,7 +100,7 @@ def _rows(table: pd.DataFrame, by: str, tensor: str | None, value: str) -> pd.Da
 
 def _gap(oldest: int) -> float:
     """Between the oldest position and the masked ones, and between these and the prompt's, as ages."""
-    return max(1.5, 0.16 * oldest)
+    return max(1.5, 0.22 * oldest)
 
 
 def _ticks(ax: Axes, oldest: int, pooled: int) -> None:
