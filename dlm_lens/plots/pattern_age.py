@@ -50,7 +50,7 @@ def pattern_age(
     recall = 100 * metrics.stale_recall(part, budget)["recall"].mean(("layer", "head"))
     steps = np.array(part.steps)
 
-    ax = axes_or_new(ax, (7, 3.2))
+    ax = axes_or_new(ax, (8.5, 3.2))
     palette = palette_of(ax)
     ax.plot(
         steps, np.diagonal(recall.values), color=palette.text, linewidth=1, label="chosen anew at every step"
@@ -58,7 +58,7 @@ def pattern_age(
     for step, colour, dashes in zip(made, palette.series, _DASHES, strict=False):
         line = recall.sel(step_made=step)
         ax.plot(steps, line, color=colour, linestyle=dashes, label=f"chosen at step {step}")
-    ax.legend(fontsize="small")
+    ax.legend(fontsize="small", frameon=False, loc="upper left", bbox_to_anchor=(1.01, 1))
     title = f"Columns as they age, {100 * budget:g}% of the keys, {selection_text(layer, head)}"
     dress(ax, title, "step at which they are used", "attention kept, %")
     return ax

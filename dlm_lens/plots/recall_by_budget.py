@@ -36,7 +36,7 @@ def recall_by_budget(
     mean = recall.mean([dim for dim in recall.dims if dim not in ("granularity", "budget")])
     mean = mean.transpose("granularity", "budget")
 
-    ax = axes_or_new(ax, (5, 3.6))
+    ax = axes_or_new(ax, (6.5, 3.6))
     palette = palette_of(ax)
     budgets = 100 * mean["budget"].values
     ax.plot(budgets, budgets, color=palette.dim, linestyle=":", linewidth=1, label="random keys")
@@ -50,6 +50,6 @@ def recall_by_budget(
             linestyle="-" if shape == "columns" else "--", marker=_MARKERS[place % len(_MARKERS)], markersize=4,
         )  # fmt: skip
     ax.set_ylim(0, 102)
-    ax.legend(fontsize="small", loc="lower right")
+    ax.legend(fontsize="small", frameon=False, loc="upper left", bbox_to_anchor=(1.01, 1))
     dress(ax, "What a budget of keys can keep", "keys kept, %", "attention kept at best, %")
     return ax
