@@ -3,7 +3,7 @@
 const WITHOUT_KERNEL = "Measuring needs a kernel and the model: open the trace in a notebook with dl.explore(trace, dlm).";
 const WITHOUT_MODEL = "Measuring needs the model; pass it: dl.explore(trace, dlm).";
 const MEASURE_HINT =
-  "Denoises the trace's own prompt, by turns under dense attention, the policy and, where it leaves out keys, as many random columns.";
+  "Denoises the trace's own prompt, by turns under dense attention, the policy and, where it leaves out keys, as many random columns. Tokens are chosen by the sampler that the model, or the policy, was published with.";
 const LABEL = 54; // room for the number at the end of a bar
 
 function makeMeasure(controls, kernel) {
