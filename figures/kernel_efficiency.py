@@ -78,6 +78,7 @@ def draw(table: pd.DataFrame) -> Figure:
     lengths = at_length(table).rename(columns={"kernel": "policy", "length": "context"})
     speedup_by_context(lengths, ax=axes[1])
     ideal, dim = 1 / (1 - SPARSITY), palette_of(axes[1]).dim
+    axes[1].set_ylim(0, 1.1 * ideal)
     axes[1].axhline(ideal, color=dim, linewidth=1, linestyle=":")
     axes[1].annotate(
         "all that is left out", (0, ideal), xycoords=("axes fraction", "data"), xytext=(4, 3),

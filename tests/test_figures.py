@@ -140,3 +140,16 @@ def test_lengths_of_stored_files_are_in_order(common, tmp_path, monkeypatch):
     assert [path.name.split("-")[1] for path in found] == ["4k", "16k", "64k"]
     with pytest.raises(FileNotFoundError, match=r"fits kernels-\*\.json"):
         common.stored("kernels-*.json")
+
+
+def test_the_gallery_shows_every_figure_with_its_caption(common):
+    import gallery
+
+    again = "run python figures/gallery.py"
+    assert gallery.README.read_text(encoding="utf-8") == gallery.page(), again
+    pictures = {path.stem: path.stat().st_size for path in gallery.GALLERY.glob("*.png")}
+    assert sorted(pictures) == common.scripts(), again
+    assert max(pictures.values()) <= 120_000, "pictures in the repository stay small"
+    for name in gallery.SHOWN.values():
+        assert (FIGURES / f"{name}.png").exists(), again
+        assert (FIGURES / f"{name}-dark.png").exists(), again

@@ -16,6 +16,7 @@ _KNOWN: dict[str, tuple[int, str, str]] = {
     "PulseCol adaptive": (0, "^", ":"),
     "PulseCol": (0, "o", "-"),
     "SparseD": (2, "D", "-"),
+    "Sink-aware KV, no transient": (3, "<", "--"),
     "Sink-aware KV": (3, "s", "-"),
     "Sink-aware heads": (3, "P", "--"),
     "StreamingLLM": (2, "v", ":"),
