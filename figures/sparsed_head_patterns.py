@@ -18,11 +18,12 @@ from dlm_lens.plots.style import dress, palette_of
 
 LENGTH, GENERATED, STEPS, BINS = 256, 64, 32, 32
 HEADS = ((0, 1), (2, 4), (5, 3), (7, 0))
-TOLERANCE = {"value": (0.1, 0.05)}
+# Maps are of the first step, before anything is sampled: a token that flips elsewhere changes only similarities.
+TOLERANCE = {"value": (0.1, 0.1)}
 
 
 def measure() -> pd.DataFrame:
-    """Maps are multiples of an even share, of one piece of code, mean over recorded steps; ``heads`` are cosines of the
+    """Maps are multiples of an even share, of one piece of code at the first step; ``heads`` are cosines of the
     pooled maps of two heads, numbered layer by layer, mean over steps and two pieces of held-out code."""
     dlm = dl.load("tiny")
     trace = dl.capture(
@@ -34,7 +35,7 @@ def measure() -> pd.DataFrame:
         record_steps=range(0, STEPS, 4),
         progress=False,
     )
-    pooled = trace["pooled_map"].isel(sample=0).mean("step") * BINS
+    pooled = trace["pooled_map"].isel(sample=0, step=0) * BINS
     alike = metrics.head_similarity(trace).mean("sample")
     heads = len(trace.heads)
     matrix = alike.values.reshape(len(trace.layers) * heads, -1)
@@ -120,15 +121,11 @@ def caption(table: pd.DataFrame) -> str:
         else "SparseD says that patterns differ between heads; here they differ little."
     )
     return (
-        f"Pooled attention maps of four heads of the bundled tiny-dlm (left; {LENGTH} tokens of code,"
-        f" the last {GENERATED}"
-        " of them generated, beyond the dashed lines; mean over the run) and cosine similarity of the"
-        " maps of any two"
-        f" heads at the same step (right). The median pair has {median:.2f}, nine pairs in ten lie"
-        f" between {low:.2f} and"
-        f" {high:.2f}; two heads of one layer are {matrix[same].mean():.2f} alike on average, of"
-        " different layers"
-        f" {matrix[layer[:, None] != layer].mean():.2f}. {verdict}"
+        f"Pooled attention maps of four heads of the bundled tiny-dlm at the first step (left; {LENGTH} tokens of code,"
+        f" the last {GENERATED} of them still masked, beyond the dashed lines) and cosine similarity of the maps of any"
+        f" two heads at the same step, mean over the run (right). The median pair has {median:.2f}, nine pairs in ten"
+        f" lie between {low:.2f} and {high:.2f}; two heads of one layer are {matrix[same].mean():.2f} alike on average,"
+        f" of different layers {matrix[layer[:, None] != layer].mean():.2f}. {verdict}"
     )
 
 
