@@ -13,6 +13,13 @@ pytestmark = [pytest.mark.browser, pytest.mark.slow]
 EXPLORE = (
     "import dlm_lens as dl\ndl.explore(dl.synthetic_trace(steps=6, layers=2, heads=4, length=48, bins=16))"
 )
+MEASURE = """
+import torch
+import dlm_lens as dl
+dlm = dl.random_model(hidden=32, vocab=64)
+trace = dl.capture(dlm, torch.arange(1, 17), gen_length=8, steps=4, progress=False)
+dl.explore(trace, dlm)
+"""
 NO_MODEL = "model not found"
 
 
@@ -92,9 +99,26 @@ def test_the_quickstart_explores_in_a_live_notebook(root, lab, visit):
     assert step(explorer) == 31
     assert not view.page.locator("[id^=dl-still]").is_visible()
 
+    explorer.locator(".dl-drift.dl-overlay").scroll_into_view_if_needed()
+    top, bar = view.page.locator(".jp-WindowedPanel-outer"), explorer.locator(".dl-time")
+    assert bar.bounding_box()["y"] >= top.bounding_box()["y"] - 1, "the step stays in sight"
+
     view.execute("apputils:change-theme", {"theme": "JupyterLab Dark"})
     view.page.locator(".dl-explorer[data-theme=dark]").wait_for()
     assert pictures(explorer)[0] != chosen[0]
+    assert view.foreign == []
+
+
+def test_measuring_a_policy_in_a_live_notebook(lab, visit):
+    view = visit(lab.write("measure.ipynb", MEASURE).name)
+    view.run_all()
+    explorer = view.page.locator(".dl-explorer")
+    explorer.get_by_role("button", name="Measure", exact=True).click(timeout=60_000)
+    table = explorer.locator(".dl-results").get_by_role("table")
+    table.wait_for(timeout=60_000)
+    rows = table.get_by_role("rowheader").all_inner_texts()
+    assert [row.split()[0] for row in rows] == ["Dense", "PulseCol", "Random"]
+    assert explorer.get_by_role("button", name="Measure", exact=True).is_enabled()
     assert view.foreign == []
 
 
