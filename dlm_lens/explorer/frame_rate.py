@@ -1,5 +1,6 @@
 """How fast the explorer scrubs: ``python -m dlm_lens.explorer.frame_rate`` prints frames per second in Chromium.
 
+Random attention shows what a size costs; ``--model tiny`` captures a real run of 64 steps first and scrubs that.
 Needs Playwright (``pip install 'dlm-lens[dev]'``) and a Chromium on the PATH.
 """
 
@@ -15,6 +16,9 @@ import numpy as np
 import xarray as xr
 
 from dlm_lens.explorer.page import page
+from dlm_lens.measure.tasks import retrieval
+from dlm_lens.models import load
+from dlm_lens.recording import capture
 from dlm_lens.trace import Trace
 
 # One step per frame, to the end and back; the time between two frames holds all that a step costs: scripts,
@@ -70,6 +74,13 @@ def large_trace(length: int, steps: int = 64, layers: int = 8, heads: int = 8, b
     return Trace.from_dataset(dataset)
 
 
+def real_trace(model: str, length: int, steps: int = 64) -> Trace:
+    """A run of ``model`` on a retrieval prompt; of the ``length`` positions as many as steps are generated."""
+    dlm = load(model)
+    prompt = retrieval(dlm, 1, length=length - steps)[0].prompt
+    return capture(dlm, prompt, gen_length=steps, steps=steps)
+
+
 def frame_times(path: Path, rounds: int = 2) -> np.ndarray:
     """Milliseconds per frame while scrubbing a saved explorer of 64 steps one step per frame."""
     from playwright.sync_api import sync_playwright
@@ -91,17 +102,24 @@ def frame_times(path: Path, rounds: int = 2) -> np.ndarray:
 
 def main() -> None:
     """Print a line per length."""
-    parser = argparse.ArgumentParser(description="Frames per second while scrubbing: 64 steps, 8 × 8 heads.")
-    parser.add_argument("lengths", nargs="*", type=int, default=[512, 1024, 2048])
-    for length in parser.parse_args().lengths:
+    parser = argparse.ArgumentParser(description="Frames per second while scrubbing 64 steps.")
+    parser.add_argument(
+        "lengths", nargs="*", type=int, help="positions (default: 512 1024 2048, of a model 512)"
+    )
+    parser.add_argument(
+        "--model", help="capture a run of this model; without it, random attention of 8 × 8 heads"
+    )
+    arguments = parser.parse_args()
+    for length in arguments.lengths or ([512] if arguments.model else [512, 1024, 2048]):
+        trace = real_trace(arguments.model, length) if arguments.model else large_trace(length)
         with tempfile.TemporaryDirectory() as folder:
             path = Path(folder) / "explorer.html"
-            path.write_text(page(large_trace(length), max_bytes=100_000_000), encoding="utf-8")
+            path.write_text(page(trace, max_bytes=100_000_000), encoding="utf-8")
             size = path.stat().st_size
             times = frame_times(path)
         median, slow = np.median(times), np.percentile(times, 95)
         print(
-            f"{length:5} positions, {size / 1e6:5.1f} MB: {1000 / median:5.1f} frames/s"
+            f"{trace.length:5} positions, {size / 1e6:5.1f} MB: {1000 / median:5.1f} frames/s"
             f" (median {median:.1f} ms, 95% below {slow:.1f} ms)"
         )
 
