@@ -396,3 +396,38 @@ def test_recall_is_shown_at_the_budget(show, trace):
     expected = 100 * float(dl.metrics.column_recall(trace, (0.2,)).sel(step=0, layer=1, head=2).item())
     assert shown == pytest.approx(expected, abs=0.4)
     assert "recall at 20 % of the keys" in view.page.locator(".dl-panel", has=grid).inner_text()
+
+
+def test_hostile_titles_and_facts_are_text(look, trace, tmp_path):
+    """What names the run (model, policy, sampler) may hold anything that a token may."""
+    named = trace.dataset.assign_attrs(policy=HOSTILE[0], sampler="\u202eשלום\n<b>👩‍🔬</b>")
+    path = tmp_path / "hostile.html"
+    path.write_text(page(type(trace)(named), title=f"{HOSTILE[0]}&lt;"), encoding="utf-8")
+    view = look(path)
+    view.page.wait_for_selector("body[data-ready]")
+    header = view.page.locator(".dl-header")
+    assert header.locator("img, script, .dl-title b b, .dl-facts b").count() == 0
+    assert header.locator(".dl-title > b").text_content() == f"{HOSTILE[0]}&lt;"
+    facts = header.locator(".dl-facts").text_content()
+    assert HOSTILE[0] in facts
+    assert "<b>👩‍🔬</b>" in facts
+    assert view.page.title() == f"{HOSTILE[0]}&lt; · dlm-lens"
+    assert view.messages == []
+
+
+def test_an_embedded_page_cannot_leave_its_frame(look, trace, tmp_path):
+    """Neither its title nor its tokens end the attribute that holds the page."""
+    named = type(trace)(trace.dataset.assign_attrs(policy='"><img src=x onerror=alert(1)>'))
+    title = '"><script>document.title = "owned"</script>'
+    path = tmp_path / "embedded.html"
+    path.write_text(
+        f'<!doctype html><meta charset="utf-8"><title>outside</title>{explore(named, title=title).embed().data}',
+        encoding="utf-8",
+    )
+    view = look(path)
+    frame = view.page.frame_locator("iframe")
+    frame.locator("body[data-ready]").wait_for()
+    assert view.page.locator("iframe").get_attribute("title") == title
+    assert view.page.locator("img, script").count() == 0
+    assert view.page.title() == "outside"
+    assert frame.locator(".dl-title > b").text_content() == title
