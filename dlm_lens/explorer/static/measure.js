@@ -126,6 +126,7 @@ function drawResult(app, ctx, width, height, names, speedups, bounds, losses) {
     marks.forEach((mark, i) => mark && ctx.fillRect(x + scale(mark) - 0.75, rowY(i) - 9, 1.5, 18));
   };
   names.forEach((name, i) => axisText(app, ctx, name, left - 10, rowY(i) + 4, "right", "text"));
-  panelOf(left, speedups, bounds, "speed-up, × (stroke: bound)", (value) => `${compact(value)}×`);
+  const title = ["speed-up, × (stroke: bound)", "speed-up | bound, ×"].find((text) => ctx.measureText(text).width < half + LABEL - 8) ?? "×";
+  panelOf(left, speedups, bounds, title, (value) => `${compact(value)}×`);
   panelOf(left + half + LABEL, losses, [], "KL to dense, nats", compact);
 }
