@@ -169,7 +169,7 @@ def caption(table: pd.DataFrame) -> str:
     restless = heads[(heads["trace"] == CAUSAL) & (heads["temporal"] > middle.loc[REVEALED, "temporal"])]
     count = len(heads[heads["trace"] == CAUSAL])
     return (
-        f"Sinks of the bundled tiny-dlm and its twin tiny-ar on the same {variance['sample'].max() + 1} pieces of"
+        f"Sinks of the bundled tiny-dlm and its twin tiny-ar on the same {int(variance['sample'].max()) + 1} pieces of"
         f" held-out code of {LENGTH} tokens, the second half arriving in {STEPS} steps (2 standard errors over texts)."
         f" Averaged over heads, spatial variance is {told(CAUSAL, 'spatial')} for the autoregressive model,"
         f" {told(REVEALED, 'spatial')} for the diffusion model on the same text and {told(DENOISING, 'spatial')}"
