@@ -33,11 +33,11 @@ NEAR_BINS = (1, 4, 16)
 TOLERANCE = {"positions": (0.6, 60.0), "relative_l2": (0.5, 0.02)}
 
 
-def measure() -> pd.DataFrame:
+def measure(prompts: int = PROMPTS) -> pd.DataFrame:
     """:func:`dlm_lens.drift_since_decoding`, mean over layers, in the three parts that are drawn."""
     dlm = dl.load("tiny", device="cpu")
     ids = dlm.encode(dl.tasks.held_out_text()).tokens[0]
-    passages = torch.stack([part[:PROMPT_LENGTH] for part in ids.chunk(PROMPTS)])
+    passages = torch.stack([part[:PROMPT_LENGTH] for part in ids.chunk(PROMPTS)])[:prompts]
     tables = []
     for name, sampler in SAMPLERS.items():
         drift = dl.drift_since_decoding(
@@ -86,7 +86,7 @@ def _means(
     table = table.assign(relative_l2=table["relative_l2"] * table["positions"])
     sums = table.groupby(keys)[["positions", "relative_l2"]].sum()
     if ages is not None:
-        levels = [SAMPLERS, range(PROMPTS), late, ["key"], ["decoded"], ages, distances]
+        levels = [SAMPLERS, table["prompt"].unique(), late, ["key"], ["decoded"], ages, distances]
         sums = sums.reindex(pd.MultiIndex.from_product(levels, names=keys), fill_value=0)
     sums["relative_l2"] /= sums["positions"].clip(lower=1)
     return sums.reset_index()

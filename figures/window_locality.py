@@ -32,16 +32,16 @@ COLUMNS = ["quantity", "sampler", "prompt", "left_out", "distance", "count", "kl
 TOLERANCE = {"kl": (0.6, 0.01), "agreement": (0.0, 0.2), "count": (0.0, 8.0), "share": (0.0, 0.3)}
 
 
-def prompts(dlm: dl.DLM) -> torch.Tensor:
+def passages_of(dlm: dl.DLM) -> torch.Tensor:
     """LongTensor [PROMPTS, PROMPT_LENGTH]: passages of held-out code at even distances."""
     ids = dlm.encode(dl.tasks.held_out_text()).tokens[0]
     return torch.stack([part[:PROMPT_LENGTH] for part in ids.chunk(PROMPTS)])
 
 
-def measure() -> pd.DataFrame:
+def measure(prompts: int = PROMPTS) -> pd.DataFrame:
     """:func:`dlm_lens.context_influence`, mean over states, and by window size the share committed within it."""
     dlm = dl.load("tiny", device="cpu")
-    passages = prompts(dlm)
+    passages = passages_of(dlm)[:prompts]
     tables = []
     for name, sampler in SAMPLERS.items():
         settings = {"gen_length": GEN_LENGTH, "steps": STEPS, "sampler": sampler, "progress": False}

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import warnings
+from inspect import signature
 from pathlib import Path
 from types import ModuleType
 from typing import Any
@@ -69,7 +70,10 @@ def test_measuring_anew_gives_the_kept_table(name, common, tmp_path):
     tolerance: dict[str, Any] = getattr(script, "TOLERANCE", {})
     kept = common.read_kept(name)
     assert {"date", "device", "torch"} <= kept.attrs["provenance"].keys()
-    measured = script.measure()
+    # Where every prompt has rows of its own, the first stands for all: so much is measured in a few seconds.
+    by_prompt = "prompts" in signature(script.measure).parameters
+    measured = script.measure(prompts=1) if by_prompt else script.measure()
+    kept = kept[kept["prompt"] == 0] if by_prompt else kept
     common.write_csv(measured, tmp_path / "fresh.csv")
     fresh = common.read_csv(tmp_path / "fresh.csv")
     again = f"if the change is meant, run python figures/{name}.py --keep"
