@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
+import base64
 import json
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 import pytest
 from playwright.sync_api import Browser, Page, sync_playwright
 
 import dlm_lens as dl
+from dlm_lens.explorer import Explorer
 from dlm_lens.explorer.page import page
 
 HOSTILE = (
@@ -120,3 +123,54 @@ def show(look, tmp_path) -> Callable[..., View]:
         return view
 
     return save_and_look
+
+
+# A host like the one that anywidget gives a widget: traits, and messages both ways, which wait to be answered.
+_HOST = """<!doctype html><meta charset="utf-8"><style>{styles}</style><body><div id="out"></div>
+<script type="module">
+const packed = {packed};
+const bytes = (text) => Uint8Array.from(atob(text), (c) => c.charCodeAt(0));
+const text = (name) => new TextDecoder().decode(bytes(packed[name]));
+const state = {{ ...JSON.parse(text("state")),
+  _manifest: text("manifest"), _payload: new DataView(bytes(packed.payload).buffer) }};
+const handlers = {{}};
+const each = (n, ...values) => [...(handlers[n] ?? [])].forEach((f) => f(...values));
+window.model = {{ state, saved: 0, sent: [],
+  get: (n) => state[n], set: (all) => Object.assign(state, all), save_changes() {{ this.saved++; }},
+  on: (n, f) => (handlers[n] ??= new Set()).add(f), off: (n, f) => handlers[n].delete(f),
+  push(n, v) {{ state[n] = v; each(`change:${{n}}`); }},
+  send: (message) => model.sent.push(message),
+  asked: (type) => model.sent.filter((message) => message.type === type),
+  answer: (message, data) => each("msg:custom", message, data ? [new DataView(bytes(data).buffer)] : []) }};
+const widget = (await import("data:text/javascript;base64," + packed.script)).default;
+window.stop = await widget.render({{ model, el: document.getElementById("out") }});
+document.body.dataset.ready = "true";
+</script>"""
+
+
+@pytest.fixture
+def live(look, tmp_path) -> Callable[..., View]:
+    """``live(widget, step=2, …)`` renders a widget's script in a page of its own, with the traits given.
+
+    There, ``model.push(name, value)`` sets a trait, ``model.asked(type)`` are messages that were sent to the kernel,
+    and ``model.answer(message, base64)`` answers.
+    """
+
+    def render(widget: Explorer, **traits: Any) -> View:
+        large = {"_esm", "_css", "_manifest", "_payload"}
+        values = {name: getattr(widget, name) for name in widget.keys if name not in large}
+        state = {name: value for name, value in values.items() if isinstance(value, int | str | list | dict)}
+        packed = {
+            "script": widget._esm.encode(),
+            "manifest": widget._manifest.encode(),
+            "payload": widget._payload,
+            "state": json.dumps(state | traits).encode(),
+        }
+        encoded = json.dumps({name: base64.b64encode(value).decode() for name, value in packed.items()})
+        path = tmp_path / "live.html"
+        path.write_text(_HOST.format(styles=widget._css, packed=encoded), encoding="utf-8")
+        view = look(path)
+        view.page.wait_for_selector("body[data-ready]")
+        return view
+
+    return render

@@ -1,7 +1,6 @@
 """The saved explorer in a real browser, from a file and with the network off."""
 
 import base64
-import json
 
 import pytest
 from nbconvert import HTMLExporter
@@ -231,62 +230,9 @@ def test_embedded_output_survives_nbconvert(look, trace, tmp_path):
     frame.get_by_text("step 1 of 6").wait_for()
 
 
-# A host like the one that anywidget gives a widget: traits, and messages that `answers` replies to when told to.
-HOST = """<!doctype html><meta charset="utf-8"><style>{styles}</style><body><div id="out"></div>
-<script type="module">
-const bytes = (text) => Uint8Array.from(atob(text), (c) => c.charCodeAt(0));
-const state = {state};
-state._manifest = new TextDecoder().decode(bytes("{manifest}"));
-state._payload = new DataView(bytes("{payload}").buffer);
-const answers = {answers};
-const handlers = {{}};
-window.model = {{ state, saved: 0, asked: [], handlers,
-  get: (n) => state[n], set: (all) => Object.assign(state, all), save_changes() {{ this.saved++; }},
-  on: (n, f) => (handlers[n] ??= new Set()).add(f), off: (n, f) => handlers[n].delete(f),
-  push(n, v) {{ state[n] = v; handlers[`change:${{n}}`].forEach((f) => f()); }},
-  send(message) {{
-    this.asked.push(message);
-    const [content, payload] = answers[`${{message.sample}} ${{message.layer}} ${{message.head}}`] ?? [];
-    const buffers = payload ? [new DataView(bytes(payload).buffer)] : [];
-    this.answer = () => handlers["msg:custom"].forEach((f) => f({{ ...message, ...content }}, buffers));
-  }} }};
-const url = "data:text/javascript;base64,{script}";
-const widget = (await import(url)).default;
-window.stop = await widget.render({{ model: window.model, el: document.getElementById("out") }});
-document.body.dataset.ready = "true";
-</script>"""
-STATE = {"step": 0, "layer": -1, "head": -1, "metric": "sink_mass", "sample": 0, "position": -1}
-
-
-@pytest.fixture
-def host(look, tmp_path):
-    """``host(widget, state, answers)`` renders a widget's module in a page of its own."""
-
-    def render(widget, state=STATE, answers=None):
-        path = tmp_path / "host.html"
-        encoded = {
-            "script": widget._esm.encode(),
-            "manifest": widget._manifest.encode(),
-            "payload": widget._payload,
-        }
-        parts = {name: base64.b64encode(value).decode() for name, value in encoded.items()}
-        policy = {"_controls": widget._controls, "_measured": widget._measured}
-        about = {
-            "styles": widget._css,
-            "state": json.dumps(state | policy),
-            "answers": json.dumps(answers or {}),
-        }
-        path.write_text(HOST.format(**parts, **about), encoding="utf-8")
-        view = look(path)
-        view.page.wait_for_selector("body[data-ready]")
-        return view
-
-    return render
-
-
-def test_the_widget_module_runs_in_a_host_with_a_model(host, trace):
+def test_the_widget_module_runs_in_a_host_with_a_model(live, trace):
     """The script of the notebook, given a model like the one that anywidget hands it."""
-    view = host(explore(trace), STATE | {"step": 2, "layer": 1, "metric": "row_entropy", "position": 7})
+    view = live(explore(trace), step=2, layer=1, metric="row_entropy", position=7)
     assert view.step() == 2
     assert view.chosen() == "layer 1, mean of its heads"
     view.page.get_by_role("slider", name="Denoising step").press("ArrowRight")
@@ -297,34 +243,31 @@ def test_the_widget_module_runs_in_a_host_with_a_model(host, trace):
     assert view.page.locator(".dl-explorer").count() == 0
 
 
-def test_heads_of_a_large_trace_come_on_demand(host, show, trace):
+def test_heads_of_a_large_trace_come_on_demand(live, trace):
     """A head that was not sent is asked for once, shown when it is there, and then looks as if it had been sent."""
     small = explore(trace, max_bytes=len(explore(trace)._payload) // 2)
     assert small._bundle.packs[0].plan.resident == "layer"
     arrays, payload = small._bundle.packs[0].selection(0, 1, 2)
-    answers = {
-        "0 1 2": [{"arrays": arrays}, base64.b64encode(payload).decode()],
-        "0 0 2": [{"error": "OSError: gone"}, None],
-    }
-    view = host(small, answers=answers)
+    view = live(small)
     view.page.evaluate("model.state.head = 2; model.push('layer', 1)")
     assert view.chosen() == "loading layer 1, head 2 …"
-    view.page.evaluate("model.answer()")
+    (request,) = view.page.evaluate("model.asked('slice')")
+    assert request == {"type": "slice", "trace": 0, "sample": 0, "layer": 1, "head": 2}
+    sent = [request | {"arrays": arrays}, base64.b64encode(payload).decode()]
+    view.page.evaluate("([message, data]) => model.answer(message, data)", sent)
     view.page.wait_for_function(
         "document.querySelector('.dl-chosen').textContent.startsWith('layer 1, head 2')"
     )
     seen = view.picture(".dl-map")
     view.page.get_by_role("button", name="all heads").click()
     assert view.picture(".dl-map") != seen
-    view.page.wait_for_function(
-        "model.state.layer === -1"
-    )  # what was chosen is told to the kernel after a while
+    view.page.wait_for_function("model.state.layer === -1")  # the kernel is told a bit later
     view.page.evaluate("model.state.head = 2; model.push('layer', 1)")
     assert view.chosen().startswith("layer 1, head 2")
     assert view.picture(".dl-map") == seen
-    assert [message["head"] for message in view.page.evaluate("model.asked")] == [2]
+    assert len(view.page.evaluate("model.asked('slice')")) == 1
     view.page.locator(".dl-grid").press("ArrowUp")
-    view.page.evaluate("model.answer()")
+    view.page.evaluate("model.answer({ ...model.asked('slice')[1], error: 'OSError: gone' })")
     view.page.wait_for_function("document.querySelector('.dl-chosen').textContent === 'OSError: gone'")
     assert view.picture(".dl-map") == seen, "what was shown stays"
     assert view.messages == []

@@ -1,7 +1,6 @@
 """The policy panel in a real browser: on a saved page, and in a host with a model that answers."""
 
 import base64
-import json
 
 import numpy as np
 import pytest
@@ -167,50 +166,13 @@ def test_a_saved_page_shows_what_was_measured(look, trace, tmp_path, theme):
 
 
 @pytest.fixture
-def live(look, trace, tmp_path):
-    """The widget's script with a model that notes what is sent and lets a test answer."""
+def panel(live, trace):
+    """The widget of the trace, a head chosen, in a host with the model or without."""
 
-    def open_live(with_model=True):
-        widget = explore(trace)
-        packed = {
-            name: base64.b64encode(data).decode()
-            for name, data in (
-                ("script", widget._esm.encode()),
-                ("manifest", widget._manifest.encode()),
-                ("payload", widget._payload),
-                ("controls", json.dumps(controls(trace, with_model=with_model)).encode()),
-            )
-        }
-        path = tmp_path / "live.html"
-        path.write_text(
-            f"""<!doctype html><meta charset="utf-8"><style>{widget._css}</style><body><div id="out"></div>
-            <script type="module">
-            const packed = {json.dumps(packed)};
-            const bytes = (name) => Uint8Array.from(atob(packed[name]), (c) => c.charCodeAt(0));
-            const text = (name) => new TextDecoder().decode(bytes(name));
-            const state = {{ step: 0, layer: 0, head: 1, metric: "row_entropy", sample: 0, position: -1,
-              _manifest: text("manifest"), _payload: new DataView(bytes("payload").buffer),
-              _controls: JSON.parse(text("controls")), _measured: [] }};
-            const handlers = {{}};
-            const each = (n, ...values) => [...(handlers[n] ?? [])].forEach((f) => f(...values));
-            window.model = {{ sent: [], get: (n) => state[n], set: (all) => Object.assign(state, all),
-              save_changes() {{}}, send: (message) => model.sent.push(message),
-              on: (n, f) => (handlers[n] ??= new Set()).add(f), off: (n, f) => handlers[n].delete(f),
-              push(n, v) {{ state[n] = v; each(`change:${{n}}`); }},
-              answer: (message, data) =>
-                each("msg:custom", message, data ? [new DataView(Uint8Array.from(data).buffer)] : []),
-              asked: (type) => model.sent.filter((message) => message.type === type) }};
-            const widget = (await import("data:text/javascript;base64," + packed.script)).default;
-            window.stop = await widget.render({{ model, el: document.getElementById("out") }});
-            document.body.dataset.ready = "true";
-            </script>""",
-            encoding="utf-8",
-        )
-        view = look(path)
-        view.page.wait_for_selector("body[data-ready]")
-        return view
+    def render(with_model=True):
+        return live(explore(trace), layer=0, head=1, _controls=controls(trace, with_model=with_model))
 
-    return open_live
+    return render
 
 
 def asked(view, kind, count=1):
@@ -219,12 +181,13 @@ def asked(view, kind, count=1):
 
 
 def answer(view, message, data=None):
-    view.page.evaluate("([message, data]) => model.answer(message, data)", [message, data])
+    encoded = None if data is None else base64.b64encode(bytes(data)).decode()
+    view.page.evaluate("([message, data]) => model.answer(message, data)", [message, encoded])
     view.settle()
 
 
-def test_the_model_is_asked_and_its_answer_is_drawn(live):
-    view = live()
+def test_the_model_is_asked_and_its_answer_is_drawn(panel):
+    view = panel()
     request = asked(view, "preview")
     assert {name: request[name] for name in ("policy", "value", "step", "sample", "layer", "head", "bins")} == {
         "policy": "pulsecol", "value": 80, "step": 0, "sample": 0, "layer": 0, "head": 1, "bins": 16,
@@ -258,8 +221,8 @@ def test_the_model_is_asked_and_its_answer_is_drawn(live):
     assert view.messages == []
 
 
-def test_the_model_need_not_be_asked(live):
-    view = live()
+def test_the_model_need_not_be_asked(panel):
+    view = panel()
     asked(view, "preview")
     view.page.get_by_label("run the model").uncheck()
     view.page.keyboard.press("ArrowRight")
@@ -267,8 +230,8 @@ def test_the_model_need_not_be_asked(live):
     assert len(view.page.evaluate("model.asked('preview')")) == 1
 
 
-def test_measuring_shows_its_progress_and_its_result(live):
-    view = live()
+def test_measuring_shows_its_progress_and_its_result(panel):
+    view = panel()
     view.page.get_by_label("Repetitions").fill("3")
     measure, cancel = (view.page.get_by_role("button", name=name) for name in ("Measure", "Cancel"))
     assert cancel.is_disabled()
@@ -296,8 +259,21 @@ def test_measuring_shows_its_progress_and_its_result(live):
     assert view.messages == []
 
 
-def test_without_the_model_the_button_says_what_to_pass(live):
-    view = live(with_model=False)
+def test_a_kernel_that_does_not_answer_is_told(panel):
+    view = panel()
+    view.page.clock.install()
+    view.page.get_by_role("button", name="Measure").click()
+    view.page.clock.fast_forward(20_000)
+    said = view.page.locator(".dl-measure-status")
+    assert "no answer from the kernel yet" in said.inner_text()
+    view.page.get_by_role("button", name="Cancel").click()
+    assert view.page.get_by_role("button", name="Measure").is_enabled(), "nobody is there to end anything"
+    answer(view, {"type": "progress", "done": 1, "total": 10, "what": "PulseCol 80%"})
+    assert "run 2 of 10" in said.inner_text(), "it was only late"
+
+
+def test_without_the_model_the_button_says_what_to_pass(panel):
+    view = panel(with_model=False)
     button = view.page.get_by_role("button", name="Measure")
     assert button.is_disabled()
     reason = view.page.locator(f"#{button.get_attribute('aria-describedby')}").inner_text()

@@ -4,6 +4,8 @@ const WITHOUT_KERNEL = "Measuring needs a kernel and the model: open the trace i
 const WITHOUT_MODEL = "Measuring needs the model; pass it: dl.explore(trace, dlm).";
 const MEASURE_HINT =
   "Denoises the trace's own prompt, by turns under dense attention, the policy and, where it leaves out keys, as many random columns. Tokens are chosen by the sampler that the model, or the policy, was published with.";
+const PATIENCE_MS = 15_000; // a kernel that is not there never says so
+const NO_ANSWER = "no answer from the kernel yet: it runs a cell, or it is gone; if it is gone, run the explorer's cell again";
 const LABEL = 54; // room for the number at the end of a bar
 
 function makeMeasure(controls, kernel) {
@@ -44,23 +46,32 @@ function makeMeasure(controls, kernel) {
     status.classList.toggle("dl-error", isError);
   };
   const view = { root, policy: () => ({}) };
+  let patience = 0; // runs from a request to the first answer
+  const answered = () => {
+    clearTimeout(patience);
+    patience = 0;
+  };
   start.addEventListener("click", () => {
     busy(true);
     bar.value = 0;
     say("starting …");
+    patience = setTimeout(() => say(NO_ANSWER, true), PATIENCE_MS);
     kernel.send({ type: "measure", ...view.policy(), gen_length: length.valueAsNumber, steps: steps.valueAsNumber, repeats: repeats.valueAsNumber });
     cancel.focus();
   });
   cancel.addEventListener("click", () => {
     say("ends with the step under way …");
     kernel.send({ type: "cancel" });
+    if (patience) view.finish("cancelled before the kernel answered", false);
   });
   view.progress = ({ done, total, what }) => {
+    answered();
     busy(true);
     [bar.max, bar.value] = [total, done];
     say(`run ${Math.min(total, Math.floor(done) + 1)} of ${total}: ${what}`);
   };
   view.finish = (text, isError) => {
+    answered();
     const inside = root.contains(root.getRootNode().activeElement);
     busy(false);
     if (inside) start.focus();
