@@ -3,6 +3,7 @@
 import math
 
 import numpy as np
+import pandas as pd
 import pytest
 import torch
 
@@ -134,3 +135,14 @@ def test_arguments_that_cannot_work_are_named(random_dlm):
     causal = dl.random_model("ar", layers=1, hidden=16, heads=2, vocab=32)
     with pytest.raises(ValueError, match="no mask token"):
         drift_since_decoding(causal, PROMPT, gen_length=4, progress=False)
+
+
+@pytest.mark.gpu
+def test_a_gpu_finds_the_same():
+    tables = [
+        drift_since_decoding(
+            dl.random_model("llada", layers=2, hidden=128, heads=4, vocab=64, device=device), PROMPT, **RUN
+        )
+        for device in ("cpu", "cuda")
+    ]
+    pd.testing.assert_frame_equal(*tables, atol=1e-3, rtol=0.05)

@@ -161,3 +161,18 @@ def test_autoregressive_models_have_no_undecided_context():
     dlm = dl.random_model("ar", layers=1, hidden=16, heads=2, vocab=32)
     with pytest.raises(ValueError, match="no mask token"):
         context_influence(dlm, PROMPT, gen_length=4, progress=False)
+
+
+@pytest.mark.gpu
+def test_a_gpu_finds_the_same():
+    tables = [
+        context_influence(
+            dl.random_model("dream", layers=2, hidden=128, heads=4, kv_heads=2, vocab=64, device=device),
+            PROMPT,
+            distances=(0, 2),
+            targets=2,
+            **RUN,
+        )
+        for device in ("cpu", "cuda")
+    ]
+    pd.testing.assert_frame_equal(*tables, atol=1e-3, rtol=0.05)

@@ -129,3 +129,13 @@ def test_the_estimate_counts_the_workspace():
 def test_impossible_parameters_are_named(arguments, message):
     with pytest.raises(ValueError, match=message):
         Recall(**arguments)
+
+
+@pytest.mark.gpu
+@pytest.mark.parametrize(("dtype", "error"), [(torch.float32, 1e-3), (torch.bfloat16, 2e-2)])
+def test_a_gpu_finds_the_same(dtype, error):
+    attention = seen(length=300, batch=2, start=torch.tensor([0, 21]), dim=32)
+    statistic = Recall(groups=(16, 32), budgets=(0.1, 0.5))
+    q, k = attention.q.to("cuda", dtype), attention.k.to("cuda", dtype)
+    there = LayerAttention(q, k, attention.start.cuda(), False, bins=None, entropy=False)
+    torch.testing.assert_close(statistic(there).cpu(), statistic(attention), atol=error, rtol=0)
