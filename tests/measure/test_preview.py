@@ -149,7 +149,7 @@ def test_what_a_policy_refuses_is_an_error(state):
 
 
 @pytest.mark.gpu
-@pytest.mark.parametrize("policy", [dl.PulseCol(0.5, group_size=16), dl.SparseD.short(block_size=16)])
+@pytest.mark.parametrize("policy", [dl.PulseCol(0.5, group_size=16), dl.SparseD(select=0.5, block_size=16)])
 def test_a_gpu_keeps_the_same(policy):
     tokens, seen = torch.randint(1, 60, (300,)), []
     for device in ("cpu", "cuda"):
