@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import random
 import shutil
+from collections.abc import Callable
 from pathlib import Path
 
 os.environ["HF_HUB_OFFLINE"] = "1"
@@ -58,6 +59,18 @@ def root() -> Path:
 def random_dlm() -> dl.DLM:
     """An untrained LLaDA of two layers, for tests where only shapes and identities matter."""
     return dl.random_model("llada", layers=2, hidden=32, heads=4, vocab=64, seed=0)
+
+
+@pytest.fixture
+def on_both_devices() -> Callable[..., list[dl.DLM]]:
+    """``on_both_devices(family, **shape)``: a random model on the CPU, and the same weights on the GPU."""
+
+    def make(family: str, **shape: int) -> list[dl.DLM]:
+        models = [dl.random_model(family, **shape, device=device) for device in ("cpu", "cuda")]
+        models[1].model.load_state_dict(models[0].model.state_dict())
+        return models
+
+    return make
 
 
 @pytest.fixture(scope="session")

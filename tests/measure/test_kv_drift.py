@@ -138,11 +138,7 @@ def test_arguments_that_cannot_work_are_named(random_dlm):
 
 
 @pytest.mark.gpu
-def test_a_gpu_finds_the_same():
-    tables = [
-        drift_since_decoding(
-            dl.random_model("llada", layers=2, hidden=128, heads=4, vocab=64, device=device), PROMPT, **RUN
-        )
-        for device in ("cpu", "cuda")
-    ]
+def test_a_gpu_finds_the_same(on_both_devices):
+    models = on_both_devices("llada", layers=2, hidden=128, heads=4, vocab=64)
+    tables = [drift_since_decoding(dlm, PROMPT, **RUN) for dlm in models]
     pd.testing.assert_frame_equal(*tables, atol=1e-3, rtol=0.05)

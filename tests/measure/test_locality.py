@@ -164,15 +164,7 @@ def test_autoregressive_models_have_no_undecided_context():
 
 
 @pytest.mark.gpu
-def test_a_gpu_finds_the_same():
-    tables = [
-        context_influence(
-            dl.random_model("dream", layers=2, hidden=128, heads=4, kv_heads=2, vocab=64, device=device),
-            PROMPT,
-            distances=(0, 2),
-            targets=2,
-            **RUN,
-        )
-        for device in ("cpu", "cuda")
-    ]
+def test_a_gpu_finds_the_same(on_both_devices):
+    models = on_both_devices("dream", layers=2, hidden=128, heads=4, kv_heads=2, vocab=64)
+    tables = [context_influence(dlm, PROMPT, distances=(0, 2), targets=2, **RUN) for dlm in models]
     pd.testing.assert_frame_equal(*tables, atol=1e-3, rtol=0.05)

@@ -150,11 +150,12 @@ def test_what_a_policy_refuses_is_an_error(state):
 
 @pytest.mark.gpu
 @pytest.mark.parametrize("policy", [dl.PulseCol(0.5, group_size=16), dl.SparseD(select=0.5, block_size=16)])
-def test_a_gpu_keeps_the_same(policy):
-    tokens, seen = torch.randint(1, 60, (300,)), []
-    for device in ("cpu", "cuda"):
-        dlm = dl.random_model("llada", layers=2, hidden=128, heads=4, vocab=64, device=device)
-        seen.append(preview(dlm, tokens.to(device), policy, prompt_length=200, steps=8, bins=10))
+def test_a_gpu_keeps_the_same(policy, on_both_devices):
+    tokens = torch.randint(1, 60, (300,))
+    seen = [
+        preview(dlm, tokens.to(dlm.device), policy, prompt_length=200, steps=8, bins=10)
+        for dlm in on_both_devices("llada", layers=2, hidden=128, heads=4, vocab=64)
+    ]
     assert seen[0].density == pytest.approx(seen[1].density, abs=0.01)
     np.testing.assert_allclose(seen[0].retained_mass, seen[1].retained_mass, atol=0.01)
     np.testing.assert_allclose(seen[0].kept, seen[1].kept, atol=0.1)
