@@ -27,7 +27,7 @@ demo: $(VENV)/.installed
 test: lint
 	$(BIN)/python -m pytest tests -n auto --maxprocesses=4 --dist worksteal --durations=10
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest notebooks --nbmake --nbmake-timeout=600 --durations=0 \
-		-n auto --maxprocesses=4
+		-n auto --maxprocesses=4 --dist worksteal
 
 lint: $(VENV)/.installed-dev
 	$(BIN)/ruff check .

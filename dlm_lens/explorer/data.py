@@ -22,7 +22,7 @@ KAPPA = 2.0
 _STATISTICS = ("column_mass", "pooled_map", "row_entropy", "retained_mass")
 # Plans whose raw size exceeds the budget by more than what compression may save are not tried: at first by this
 # factor, after the first attempt by what it saved, and a bit.
-_OPTIMISM = 4.0
+_OPTIMISM = 6.0
 _VARIANCE_UNITS = ("even shares²", "positions²")
 _LEVEL = 4  # of compression: 6 takes four times as long for 6% less
 _STEP = 2  # axis of the steps in arrays [sample, selection, step, …]
