@@ -4,15 +4,15 @@
 const PREVIEW_MS = 300; // so long nothing must change before the model is asked
 const VEIL = [128, 132, 142, 160]; // over what a policy leaves out: a grey, which no colour scale holds
 
-// Puts the panel below the moment (text, heads, map) that it draws on. `kernel` has send(message) and
+// Puts the panel below the views that it draws on. `kernel` has send(message) and
 // listen(handler), which returns a function that stops; null in a page.
 function attachPolicy(app, controls, measured, kernel) {
   const measure = makeMeasure(controls, kernel);
   const results = makeResults(app);
   const view = makePolicy(app, controls, kernel, measure);
   view.body.append(results.root);
-  const sides = app.root.querySelector(".dl-two");
-  (sides ?? app.root.querySelector(".dl-now")).after(view.root);
+  // Beside another run under both; else under the columns over the run, which everybody should see first.
+  app.root.querySelector(".dl-two, .dl-now + .dl-panel").after(view.root);
   app.store.views.push(view, results);
   addSaveMenu(app, view);
   results.show(measured);
