@@ -3,6 +3,9 @@
 const VIEW_TYPES = { u1: Uint8Array, u2: Uint16Array, u4: Uint32Array, i4: Int32Array, f4: Float32Array };
 const BITS = Uint8Array.from({ length: 8 }, (_, i) => 128 >> i);
 
+// What a kernel sends is a view into a buffer, or a buffer.
+const bytesOf = (view) => new Uint8Array(view.buffer ?? view, view.byteOffset ?? 0, view.byteLength);
+
 async function inflate(bytes) {
   const stream = new Blob([bytes]).stream().pipeThrough(new DecompressionStream("deflate"));
   return new Response(stream).arrayBuffer();

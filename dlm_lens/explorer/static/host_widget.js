@@ -54,8 +54,6 @@ function askKernel(model) {
   return { ask, stop: () => model.off("msg:custom", take) };
 }
 
-const bytesOf = (view) => new Uint8Array(view.buffer ?? view, view.byteOffset ?? 0, view.byteLength);
-
 // The policy panel, whose previews and measurements are made by the kernel.
 function attachPolicyOf(model, app) {
   const listen = (handler) => {

@@ -257,7 +257,7 @@ function makeAsked(app, controls, kernel, policy) {
     dots.node.hidden = !retained;
     dots.node.setAttribute("aria-label", `Retained mass of every head by layer: ${summary.textContent}`);
     const { step, sample, layer, head } = state;
-    if (buffers.length) app.keptPairs = { share: asBytes(buffers[0]), step, sample, layer, head };
+    if (buffers.length) app.keptPairs = { share: bytesOf(buffers[0]), step, sample, layer, head };
     store.redraw("kept");
     dots.draw(new Set(["layout"]));
   };
@@ -275,7 +275,6 @@ function makeAsked(app, controls, kernel, policy) {
 }
 
 const mean = (values) => values.reduce((a, b) => a + b, 0) / values.length;
-const asBytes = (view) => new Uint8Array(view.buffer ?? view, view.byteOffset ?? 0, view.byteLength);
 
 function describeSeen(app, message, byLayer, worst) {
   const { data, store } = app;
