@@ -62,7 +62,7 @@ $(VENV)/.installed: pyproject.toml constraints.txt | $(VENV)/.created
 	@touch $@
 
 $(VENV)/.installed-dev: pyproject.toml constraints.txt | $(VENV)/.created
-	@echo "Installing dlm-lens and its tests into $(VENV) (about 2 minutes; 2.5 GB, or 7 GB with CUDA) ..."
+	@echo "Installing dlm-lens and its tests into $(VENV) (a few minutes; 3 GB, or 7.5 GB with CUDA) ..."
 	$(PIP_INSTALL) -e '.[dev]'
 	@touch $@ $(VENV)/.installed
 

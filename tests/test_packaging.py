@@ -15,7 +15,19 @@ from packaging.utils import canonicalize_name
 
 ROOT = Path(__file__).resolve().parent.parent
 PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
-REQUIREMENTS = [*PROJECT["dependencies"], *PROJECT["optional-dependencies"]["dev"]]
+
+
+def of_extra(name: str) -> list[str]:
+    """What an extra brings; one that names other extras of ours brings theirs."""
+    lines = []
+    for line in PROJECT["optional-dependencies"][name]:
+        wanted = Requirement(line)
+        own = wanted.name == PROJECT["name"]
+        lines += [needed for extra in sorted(wanted.extras) for needed in of_extra(extra)] if own else [line]
+    return lines
+
+
+REQUIREMENTS = [*PROJECT["dependencies"], *of_extra("dev")]
 
 
 def constraints() -> dict[str, Requirement]:
@@ -30,6 +42,12 @@ def test_environment_yml_equals_pyproject():
     assert python == f"python{PROJECT['requires-python']}"
     assert pip == "pip"
     assert packages["pip"] == ["-c constraints.txt", *REQUIREMENTS, "-e ."]
+
+
+def test_plain_installation_brings_no_extra():
+    plain = {canonicalize_name(Requirement(line).name) for line in PROJECT["dependencies"]}
+    for extra in ("eval", "scale"):
+        assert not plain & {canonicalize_name(Requirement(line).name) for line in of_extra(extra)}
 
 
 @pytest.mark.parametrize("line", REQUIREMENTS)
