@@ -17,6 +17,7 @@ from torch import Tensor, nn
 from torch.backends import cuda
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from transformers import AttentionInterface, AttentionMaskInterface
+from transformers.masking_utils import sdpa_mask
 
 if TYPE_CHECKING:
     from dlm_lens.policies.base import PolicyRun, StepPlan
@@ -30,6 +31,8 @@ _CUDA_BACKENDS = [
     SDPBackend.EFFICIENT_ATTENTION,
     SDPBackend.MATH,
 ]
+# What some models add to the scores or the softmax, and nothing here knows how to.
+_UNSUPPORTED = ("softcap", "s_aux", "position_bias")
 
 
 class Observer(Protocol):
@@ -45,7 +48,8 @@ class StepContext:
     ``start`` is a LongTensor [B] with the first valid position of each left-padded sample, or None when
     nothing is padded. ``causal`` is True for autoregressive models. ``lse`` [B, H, L] is the log-sum-exp of the
     scores of the layer being computed, where a policy's dense attention has told it: statistics of the same
-    layer then need one pass over the scores, not two.
+    layer then need one pass over the scores, not two. ``mask`` bool [B, 1, L, L] is what that layer may attend
+    to where it attends within a window only, and None where it may attend to everything.
     """
 
     step: int
@@ -55,6 +59,7 @@ class StepContext:
     start: Tensor | None = None
     causal: bool = False
     lse: Tensor | None = None
+    mask: Tensor | None = None
 
 
 @torch.compiler.disable  # a policy is Python that decides; layers are compiled up to here and from here on
@@ -67,23 +72,60 @@ def lens_attention(
     *,
     scaling: float | None = None,
     dropout: float = 0.0,
+    is_causal: bool | None = None,
     lens: StepContext | None = None,
-    **_: Any,
+    **more: Any,
 ) -> tuple[Tensor, None]:
     """Attention of one layer: the policy's where a run is under way, plain dense attention otherwise.
 
     ``query`` is [B, H, Lq, D], ``key`` and ``value`` [B, Hkv, Lk, D], all after RoPE. Returns the output as
-    [B, Lq, H, D], which transformers expects, and no weights: they are never materialised.
+    [B, Lq, H, D], which transformers expects, and no weights: they are never materialised. A layer that attends
+    within a window does so in either case, and its policy is not asked. Raises ``ValueError`` for scores that are
+    capped, biased or shared with a sink.
     """
+    for name in _UNSUPPORTED:
+        if more.get(name) is not None:
+            raise ValueError(
+                f"{type(module).__name__} asks for attention with {name}, which dlm-lens does not compute; run this"
+                ' model with another attention implementation, as by model.set_attn_implementation("eager")'
+            )
     if lens is None:
-        causal = getattr(module, "is_causal", True) and getattr(module.config, "is_causal", True)
+        causal = getattr(module, "is_causal", True) if is_causal is None else is_causal
+        causal = causal and getattr(module.config, "is_causal", True)
         return _sdpa(query, key, value, attention_mask, causal, scaling, dropout).transpose(1, 2), None
     layer = int(module.layer_idx)  # type: ignore[arg-type]
+    width = query.shape[3] ** -0.5
+    if scaling is not None and scaling != width:  # policies and statistics know one scale only
+        query = query * (scaling / width)
     lens.lse = None
-    out = lens.run.attend(layer, query, key, value, lens)
+    lens.mask = attention_mask if attention_mask is not None and attention_mask.ndim == 4 else None
+    if lens.mask is None:
+        out = lens.run.attend(layer, query, key, value, lens)
+    else:
+        out = _windowed_attention(query, key, value, lens)
     if lens.recorder is not None:
         lens.recorder.observe(layer, query, key, lens)
     return out.transpose(1, 2), None
+
+
+def _windowed_attention(q: Tensor, k: Tensor, v: Tensor, lens: StepContext) -> Tensor:
+    """What the model itself computes in a layer with a window, over each sample's valid range; [B, H, L, D]."""
+    mask = lens.mask
+    assert mask is not None
+    if lens.plan.queries is not None:
+        raise ValueError(
+            f"step {lens.step} computes part of the positions, but layers of this model attend within a window;"
+            " choose a policy that computes all of them"
+        )
+    if lens.start is None:
+        return _sdpa(q, k, v, mask, False, None)
+    out = q.new_zeros(q.shape[0], q.shape[2], q.shape[1], v.shape[3]).transpose(1, 2)
+    for b, first in enumerate(lens.start.tolist()):
+        one, valid = slice(b, b + 1), slice(first, None)
+        out[one, :, valid] = _sdpa(
+            q[one, :, valid], k[one, :, valid], v[one, :, valid], mask[one, :, valid, valid], False, None
+        )
+    return out
 
 
 def dense_attention(
@@ -207,9 +249,13 @@ def _full_mask(mask: Tensor | None, causal: bool, queries: int, keys: int, devic
     return (padding[:, None, None, :] & (position <= own)) | (position == own)
 
 
-def _key_mask(*, attention_mask: Tensor | None, **_: Any) -> Tensor | None:
-    """Mask function for transformers: the caller's 2-D mask, if any, and never one of L × L."""
-    return attention_mask
+def _key_mask(*, attention_mask: Tensor | None, local_size: int | None = None, **more: Any) -> Tensor | None:
+    """Mask function for transformers: the caller's 2-D mask, if any, and one of L × L for windows alone."""
+    if local_size is None:
+        return attention_mask
+    # Made whole even where the window holds everything, so that a layer is of one kind at every length.
+    more |= {"allow_is_causal_skip": False, "allow_is_bidirectional_skip": False}
+    return sdpa_mask(attention_mask=attention_mask, local_size=local_size, **more)
 
 
 AttentionInterface.register(NAME, lens_attention)

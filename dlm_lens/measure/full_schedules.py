@@ -145,7 +145,7 @@ def replay_ms(dlm: DLM, policy: Policy, prompt_length: int, gen_length: int, rep
         end.record()
         torch.cuda.synchronize()
         times.append(begin.elapsed_time(end))
-    embedding = dlm.model.model.embed_tokens.weight
+    embedding = dlm.model.get_input_embeddings().weight
     weights = sum(p.numel() * p.element_size() for p in dlm.model.parameters())
     weights -= embedding.numel() * embedding.element_size()  # of which only a few rows are read
     assert plan.queries is not None

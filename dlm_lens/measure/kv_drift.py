@@ -162,7 +162,7 @@ def _hidden_states(dlm: DLM, run: _Changes) -> Iterator[None]:
         run.note(layer, "hidden", output)
 
     try:
-        for index, layer in enumerate(dlm.model.model.layers):
+        for index, layer in enumerate(dlm.layers):
             hooks.append(layer.register_forward_hook(partial(show, index)))
         yield
     finally:

@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
+from dlm_lens.errors import DlmLensError
 from dlm_lens.models.checkpoint import save_weights
 from dlm_lens.models.family import Family
 from dlm_lens.models.prompt import Prompt, encode_prompt
@@ -18,6 +19,11 @@ if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerFast
 
     from dlm_lens.attention import StepContext
+
+
+def language_head(model: PreTrainedModel, hidden: Tensor) -> Tensor:
+    """Logits [..., V] of hidden states [..., D], by the head that language models of transformers call ``lm_head``."""
+    return model.lm_head(hidden)
 
 
 @dataclass(frozen=True)
@@ -34,6 +40,7 @@ class Spec:
     causal : whether attention looks to the left only.
     layers, heads, kv_heads, head_dim, hidden, mlp, vocab : the shape.
     max_length : positions the model was made for.
+    windowed : layers that attend within a window only. No policy replaces their attention.
     """
 
     name: str
@@ -52,12 +59,13 @@ class Spec:
     mlp: int
     vocab: int
     max_length: int
+    windowed: tuple[int, ...] = ()
 
 
 class DLM:
     """A diffusion language model (or its autoregressive twin), ready to denoise.
 
-    Made by :func:`dlm_lens.load` or :func:`dlm_lens.random_model`.
+    Made by :func:`dlm_lens.load`, :func:`dlm_lens.random_model` or :func:`dlm_lens.adapt`.
 
     Attributes
     ----------
@@ -67,12 +75,30 @@ class DLM:
     """
 
     def __init__(
-        self, model: PreTrainedModel, tokenizer: PreTrainedTokenizerFast | None, spec: Spec, family: Family
+        self,
+        model: PreTrainedModel,
+        tokenizer: PreTrainedTokenizerFast | None,
+        spec: Spec,
+        family: Family | None,
+        *,
+        head: Callable[[PreTrainedModel, Tensor], Tensor] = language_head,
     ) -> None:
         self.model = model
         self.tokenizer = tokenizer
         self.spec = spec
         self._family = family
+        self._head = head
+
+    @property
+    def backbone(self) -> nn.Module:
+        """The model without its head: from token ids to the hidden states that predictions are read from."""
+        return self.model.base_model
+
+    @property
+    def layers(self) -> nn.ModuleList:
+        """The transformer layers, first to last."""
+        lists = (module for module in self.backbone.modules() if isinstance(module, nn.ModuleList))
+        return next(layers for layers in lists if len(layers) == self.spec.layers)
 
     @property
     def device(self) -> torch.device:
@@ -119,7 +145,7 @@ class DLM:
             if context is None:
                 padding_mask = positions >= start[:, None]
             positions = (positions - start[:, None]).clamp_min(0)
-        hidden = self.model.model(
+        hidden = self.backbone(
             input_ids=tokens,
             attention_mask=padding_mask,
             position_ids=positions,
@@ -127,7 +153,7 @@ class DLM:
             lens=context,
         ).last_hidden_state
         keep = range(length) if keep is None else keep
-        return self.model.lm_head(self._read(hidden, keep, computed, start))
+        return self._head(self.model, self._read(hidden, keep, computed, start))
 
     def _read(
         self, hidden: Tensor, keep: range | Tensor, computed: Tensor | None, start: Tensor | None
@@ -173,7 +199,15 @@ class DLM:
         return [known[token] for token in flat]
 
     def save(self, folder: str | Path, *, max_shard_size: str | int = "5GB") -> None:
-        """Write config, weights and tokenizer in the family's published layout, loadable by :func:`load`."""
+        """Write config, weights and tokenizer in the family's published layout, loadable by :func:`load`.
+
+        Raises ``DlmLensError`` for an adapted model, whose layout is transformers' own.
+        """
+        if self._family is None:
+            raise DlmLensError(
+                f"{self.spec.name!r} was adapted and has no published layout here; save it as transformers does, with "
+                "dlm.model.save_pretrained(folder)"
+            )
         folder = Path(folder)
         config = self._family.write_config(self.model.config)
         save_weights(
@@ -196,7 +230,7 @@ class DLM:
         whatever a policy does there stay as they are. One layer is compiled, for it serves all, at the first step of
         each new kind of shape: seconds on a GPU. Needs a C++ compiler on a CPU. Rounding differs slightly.
         """
-        for layer in self.model.model.layers:
+        for layer in self.layers:
             layer.compile(**options)
         return self
 
