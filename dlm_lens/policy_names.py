@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from dataclasses import fields
-from typing import TYPE_CHECKING
+from dataclasses import fields, replace
+from typing import TYPE_CHECKING, Any, cast
 
 import dlm_lens as dl
 
@@ -35,14 +35,25 @@ def policy_of(name: str, sparsity: float | None = None) -> Policy:
     """
     if name not in POLICIES:
         raise ValueError(f"unknown policy {name!r}: choose from {', '.join(POLICIES)}")
-    policy = getattr(dl, POLICIES[name])
+    policy = getattr(dl, POLICIES[name])()
     if sparsity is None:
-        return policy()
-    if (parameter := budget_of(name)) is None:
+        return policy
+    if budget_of(name) is None:
         sparse = ", ".join(other for other in POLICIES if budget_of(other))
         raise ValueError(f"sparsity {sparsity} needs a sparse policy: {sparse}")
+    return at_sparsity(policy, sparsity)
+
+
+def at_sparsity(policy: Policy, sparsity: float) -> Policy:
+    """``policy`` leaving out that share of the keys; itself if it saves something else than keys.
+
+    Raises ValueError for a sparsity that the policy refuses.
+    """
+    if (parameter := _budget(type(policy))) is None:
+        return policy
     # 1 − 0.8 is not quite 0.2, and shows in labels.
-    return policy(**{parameter: sparsity if parameter == "sparsity" else round(1 - sparsity, 12)})
+    value = sparsity if parameter == "sparsity" else round(1 - sparsity, 12)
+    return replace(cast(Any, policy), **{parameter: value})
 
 
 def budget_of(name: str) -> str | None:
@@ -50,5 +61,9 @@ def budget_of(name: str) -> str | None:
 
     None for a policy that saves something else than keys.
     """
-    parameters = {field.name for field in fields(getattr(dl, POLICIES[name]))}
+    return _budget(getattr(dl, POLICIES[name]))
+
+
+def _budget(policy: Any) -> str | None:
+    parameters = {field.name for field in fields(policy)}
     return next((known for known in _BUDGETS if known in parameters), None)

@@ -3,7 +3,7 @@
 import pytest
 
 import dlm_lens as dl
-from dlm_lens.policy_names import POLICIES, budget_of, policy_of
+from dlm_lens.policy_names import POLICIES, at_sparsity, budget_of, policy_of
 
 
 def test_every_policy_has_a_name():
@@ -21,6 +21,12 @@ def test_sparsity_is_the_share_left_out(name):
 @pytest.mark.parametrize("name", POLICIES)
 def test_without_a_sparsity_parameters_are_the_published_ones(name):
     assert policy_of(name) == getattr(dl, POLICIES[name])()
+
+
+def test_another_sparsity_leaves_other_parameters_alone():
+    policy = at_sparsity(dl.SparseD(select=0.3, block_size=16), 0.8)
+    assert policy == dl.SparseD(select=0.2, block_size=16)
+    assert at_sparsity(dl.WindowDiffusion(), 0.5) == dl.WindowDiffusion()
 
 
 def test_what_cannot_be_made_is_an_error():

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Iterator
+from contextlib import contextmanager
 from importlib.resources import as_file, files
 from pathlib import Path
 from typing import Any
@@ -43,14 +45,20 @@ def load(
         for a folder without a readable config, of an unknown kind of model, with missing, surplus or misshapen
         weights, or lacking some of its shards.
     """
+    with checkpoint_folder(name_or_path) as folder:
+        return _load_folder(folder, str(name_or_path), device, dtype)
+
+
+@contextmanager
+def checkpoint_folder(name_or_path: str | Path) -> Iterator[Path]:
+    """The folder that :func:`load` reads for a name; a hub id is downloaded. ``ValueError`` for an unknown name."""
     name = str(name_or_path)
     if name in BUNDLED:
         with as_file(files("dlm_lens").joinpath("assets", BUNDLED[name])) as folder:
-            return _load_folder(folder, name, device, dtype)
+            yield folder
+        return
     folder = Path(name_or_path).expanduser()
-    if not folder.is_dir():
-        folder = _download(name)
-    return _load_folder(folder, name, device, dtype)
+    yield folder if folder.is_dir() else _download(name)
 
 
 def random_model(

@@ -24,14 +24,16 @@ def accuracy(
     policy: Policy | None = None,
     sampler: Sampler | None = None,
     steps: int | None = None,
+    seed: int = 0,
     batch_size: int = 8,
     progress: bool | Progress = True,
 ) -> float:
     """Share of ``items``, 0-1, that the model answers or fills exactly under ``policy``.
 
-    Questions are denoised in batches of ``batch_size``; ``sampler`` and ``steps`` as in :func:`dlm_lens.denoise`, by
-    default one step per generated token. Holes are filled by :func:`infill`, which tells more than this share. A
-    function as ``progress`` is told after every step, as by :func:`denoise`, how many of a kind of task are done.
+    Questions are denoised in batches of ``batch_size``; ``sampler``, ``steps`` and ``seed`` as in
+    :func:`dlm_lens.denoise`, by default one step per generated token. Holes are filled by :func:`infill`, which tells
+    more than this share. A function as ``progress`` is told after every step, as by :func:`denoise`, how many of a kind
+    of task are done.
     """
     if not items:
         raise ValueError("accuracy needs at least one task item")
@@ -39,6 +41,7 @@ def accuracy(
         "policy": policy,
         "sampler": sampler,
         "steps": steps,
+        "seed": seed,
         "batch_size": batch_size,
         "progress": progress,
     }
