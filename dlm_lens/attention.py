@@ -8,7 +8,7 @@ cannot see each other; without that keyword the model behaves like any other tra
 from __future__ import annotations
 
 from contextlib import AbstractContextManager, nullcontext
-from dataclasses import dataclass
+from dataclasses import dataclass, field, fields, replace
 from typing import TYPE_CHECKING, Any, Protocol
 
 import torch
@@ -60,6 +60,32 @@ class StepContext:
     causal: bool = False
     lse: Tensor | None = None
     mask: Tensor | None = None
+    _copies: dict[torch.device, StepContext] = field(default_factory=dict, init=False, repr=False)
+
+    def on(self, device: torch.device) -> StepContext:
+        """This context with its tensors on ``device``, for a layer there; itself where they are already.
+
+        Everything of a run that a layer is told comes through here, so policies need not know that a model lies on
+        several devices: what they keep of a layer is made from its own ``q, k, v``.
+        """
+        tensors = [self.start, *tensors_of(self.plan).values()]
+        if all(tensor is None or tensor.device == device for tensor in tensors):
+            return self
+        if device not in self._copies:
+            plan = replace(self.plan, **_moved(tensors_of(self.plan), device))
+            start = None if self.start is None else self.start.to(device)
+            self._copies[device] = replace(self, plan=plan, start=start)
+        return self._copies[device]
+
+
+def tensors_of(plan: StepPlan) -> dict[str, Tensor]:
+    """The tensors among the fields of a plan, by name."""
+    values = {each.name: getattr(plan, each.name) for each in fields(plan)}
+    return {name: value for name, value in values.items() if isinstance(value, Tensor)}
+
+
+def _moved(tensors: dict[str, Tensor], device: torch.device) -> dict[str, Any]:
+    return {name: tensor.to(device) for name, tensor in tensors.items()}
 
 
 @torch.compiler.disable  # a policy is Python that decides; layers are compiled up to here and from here on
@@ -97,14 +123,16 @@ def lens_attention(
     width = query.shape[3] ** -0.5
     if scaling is not None and scaling != width:  # policies and statistics know one scale only
         query = query * (scaling / width)
+    lens = lens.on(query.device)
     lens.lse = None
     lens.mask = attention_mask if attention_mask is not None and attention_mask.ndim == 4 else None
-    if lens.mask is None:
-        out = lens.run.attend(layer, query, key, value, lens)
-    else:
-        out = _windowed_attention(query, key, value, lens)
-    if lens.recorder is not None:
-        lens.recorder.observe(layer, query, key, lens)
+    with _current(query.device):
+        if lens.mask is None:
+            out = lens.run.attend(layer, query, key, value, lens)
+        else:
+            out = _windowed_attention(query, key, value, lens)
+        if lens.recorder is not None:
+            lens.recorder.observe(layer, query, key, lens)
     return out.transpose(1, 2), None
 
 
@@ -227,6 +255,11 @@ def _sdpa(
         return F.scaled_dot_product_attention(
             q, k, v, attn_mask=mask, dropout_p=dropout, is_causal=causal, scale=scale, enable_gqa=grouped
         )
+
+
+def _current(device: torch.device) -> AbstractContextManager[Any]:
+    """Triton launches on the current CUDA device, wherever the tensors are; a layer may lie on another."""
+    return torch.cuda.device(device) if device.type == "cuda" else nullcontext()
 
 
 def _fastest_backend(q: Tensor) -> AbstractContextManager[Any]:

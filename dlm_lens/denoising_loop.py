@@ -56,6 +56,7 @@ class Loop:
     committed_at: Tensor
     keep_states: bool
     graphs: StepGraphs
+    devices: tuple[torch.device, ...]
     rows: list[tuple[int, str, float, int]] = field(default_factory=list)
     states: list[Tensor] = field(default_factory=list)
 
@@ -110,6 +111,7 @@ class Loop:
             committed_at=committed_at,
             keep_states=keep_states,
             graphs=StepGraphs(dlm),
+            devices=dlm.devices,
         )
 
     def open(self) -> Tensor:
@@ -216,6 +218,7 @@ class Loop:
         return confidence[:, :-1]
 
     def _clock(self) -> float:
-        if self.tokens.is_cuda:
-            torch.cuda.synchronize(self.tokens.device)
+        for device in self.devices:
+            if device.type == "cuda":
+                torch.cuda.synchronize(device)
         return perf_counter()

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, fields, replace
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
 
+from dlm_lens.attention import tensors_of
 from dlm_lens.policies.base import CachedPlan
 
 if TYPE_CHECKING:
@@ -18,11 +19,13 @@ if TYPE_CHECKING:
 class StepGraphs:
     """The forward passes of one run. On a GPU those of cached steps are recorded, one graph for each shape of plan.
 
-    A graph keeps the addresses of the run's cache, so that graphs and run live and end together.
+    A graph keeps the addresses of the run's cache, so that graphs and run live and end together. It holds the work of
+    one device: models on several run without.
     """
 
     def __init__(self, dlm: DLM) -> None:
         self._dlm = dlm
+        self._one_gpu = dlm.device.type == "cuda" and len(dlm.devices) == 1
         self._graphs: dict[tuple[tuple[int, ...], ...], _Graph] = {}
 
     def logits(
@@ -31,9 +34,9 @@ class StepGraphs:
         """What :meth:`DLM.logits` returns; after the next step of the same shape it is overwritten."""
         plan = context.plan
         replayable = isinstance(plan, CachedPlan) and not plan.whole and context.recorder is None
-        if not (replayable and tokens.is_cuda and isinstance(keep, Tensor)):
+        if not (replayable and self._one_gpu and isinstance(keep, Tensor)):
             return self._dlm.logits(tokens, start=start, keep=keep, context=context)
-        inputs = {"tokens": tokens, "keep": keep} | _tensors(plan)
+        inputs = {"tokens": tokens, "keep": keep} | tensors_of(plan)
         key = tuple(tuple(tensor.shape) for tensor in inputs.values())
         if key not in self._graphs:
             self._graphs[key] = _Graph.record(self._dlm, inputs, start, context)
@@ -53,7 +56,7 @@ class _Graph:
         cls, dlm: DLM, inputs: dict[str, Tensor], start: Tensor | None, context: StepContext
     ) -> _Graph:
         held = {name: tensor.clone() for name, tensor in inputs.items()}
-        changed: dict[str, Any] = {name: held[name] for name in _tensors(context.plan)}
+        changed: dict[str, Any] = {name: held[name] for name in tensors_of(context.plan)}
         fixed = replace(context, plan=replace(context.plan, **changed))
         aside = torch.cuda.Stream()
         aside.wait_stream(torch.cuda.current_stream())
@@ -70,8 +73,3 @@ class _Graph:
             self.inputs[name].copy_(tensor)
         self.graph.replay()
         return self.logits
-
-
-def _tensors(plan: object) -> dict[str, Tensor]:
-    values = {field.name: getattr(plan, field.name) for field in fields(plan)}  # type: ignore[arg-type]
-    return {name: value for name, value in values.items() if isinstance(value, Tensor)}

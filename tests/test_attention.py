@@ -7,7 +7,7 @@ from hypothesis import strategies as st
 from transformers import LlamaConfig, LlamaForCausalLM, Qwen2Config, Qwen2ForCausalLM
 
 from dlm_lens.attention import NAME, StepContext, dense_attention, dense_attention_and_lse
-from dlm_lens.policies import PolicyRun, StepPlan
+from dlm_lens.policies import CachedPlan, PolicyRun, StepPlan
 
 
 def exact(q, k, v, allowed):
@@ -187,3 +187,15 @@ def test_gradients_flow():
     model = small(LlamaConfig, LlamaForCausalLM, False, NAME)
     model(torch.arange(8)[None]).logits.sum().backward()
     assert all(p.grad is not None for p in model.parameters())
+
+
+def test_a_context_follows_its_layer_to_another_device():
+    plan = CachedPlan(0, "cached", queries=torch.arange(3)[None], slots=torch.arange(3)[None], keys=3)
+    context = StepContext(0, plan, PolicyRun, start=torch.tensor([1]))
+    assert context.on(torch.device("cpu")) is context
+    there = context.on(torch.device("meta"))
+    assert there is context.on(torch.device("meta"))
+    moved = (there.start, there.plan.queries, there.plan.slots)
+    assert [tensor.device.type for tensor in moved] == ["meta"] * 3
+    assert isinstance(there.plan, CachedPlan)
+    assert (there.plan.keys, there.plan.lengths, there.run) == (3, None, PolicyRun)

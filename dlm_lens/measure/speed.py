@@ -62,7 +62,7 @@ def timed_runs(
         turns = list(enumerate(policies))
         for index, policy in turns if repetition % 2 == 0 else reversed(turns):
             bar.note(f"{heading}: {policy.label}")
-            with peak_memory(dlm.device) as peak:
+            with peak_memory(*dlm.devices) as peak:
                 told = bar.within()
                 result = uninterrupted(
                     denoise(dlm, prompt, policy=policy, steps=steps, progress=told, **common)
@@ -93,16 +93,18 @@ def warm_up_steps(sampler: Sampler, gen_length: int, steps: int) -> int:
 
 
 @contextmanager
-def peak_memory(device: torch.device) -> Iterator[list[float]]:
+def peak_memory(*devices: torch.device) -> Iterator[list[float]]:
     """Put into the list it yields, at the end, the most bytes held meanwhile.
 
-    On a GPU what PyTorch had allocated there; on Linux the resident memory of the process; NaN elsewhere.
+    On GPUs what PyTorch had allocated there, the sum of the peaks of all ``devices``; on Linux the resident memory of
+    the process; NaN elsewhere.
     """
     peak: list[float] = []
-    if device.type == "cuda":
-        torch.cuda.reset_peak_memory_stats(device)
+    if devices[0].type == "cuda":
+        for device in devices:
+            torch.cuda.reset_peak_memory_stats(device)
         yield peak
-        peak.append(float(torch.cuda.max_memory_allocated(device)))
+        peak.append(float(sum(map(torch.cuda.max_memory_allocated, devices))))
     else:
         resettable = _reset_peak_rss()
         yield peak

@@ -102,7 +102,13 @@ class DLM:
 
     @property
     def device(self) -> torch.device:
+        """Where tokens go in and logits come out: the first device of a model on several."""
         return self.model.device
+
+    @property
+    def devices(self) -> tuple[torch.device, ...]:
+        """All devices that hold weights, in the order of the layers."""
+        return tuple(dict.fromkeys(parameter.device for parameter in self.model.parameters()))
 
     @property
     def dtype(self) -> torch.dtype:
@@ -153,7 +159,7 @@ class DLM:
             lens=context,
         ).last_hidden_state
         keep = range(length) if keep is None else keep
-        return self._head(self.model, self._read(hidden, keep, computed, start))
+        return self._head(self.model, self._read(hidden, keep, computed, start)).to(tokens.device)
 
     def _read(
         self, hidden: Tensor, keep: range | Tensor, computed: Tensor | None, start: Tensor | None
@@ -162,14 +168,14 @@ class DLM:
         if isinstance(keep, range):
             if computed is None and not self.spec.logit_shift:
                 return hidden[:, keep.start : keep.stop : keep.step]
-            wanted = torch.arange(keep.start, keep.stop, keep.step, device=hidden.device)
+            wanted = torch.arange(keep.start, keep.stop, keep.step, device=self.device)
             keep = wanted.expand(hidden.shape[0], -1)
         if self.spec.logit_shift:
             first = keep.new_zeros(hidden.shape[0]) if start is None else start
             keep = torch.where(keep > first[:, None], keep - 1, keep)
         if computed is not None:
             keep = torch.searchsorted(computed, keep.contiguous()).clamp_max(computed.shape[1] - 1)
-        return hidden.gather(1, keep[..., None].expand(-1, -1, hidden.shape[-1]))
+        return hidden.gather(1, keep.to(hidden.device)[..., None].expand(-1, -1, hidden.shape[-1]))
 
     def encode(self, prompt: Any) -> Prompt:
         """Token ids of a prompt: a string, a list of strings, chat messages, token ids or a list of those.
@@ -218,7 +224,13 @@ class DLM:
 
     def to(self, device: torch.device | str | None = None, dtype: torch.dtype | None = None) -> DLM:
         """This model moved or converted, in place. RoPE frequencies stay in float32 whatever ``dtype``."""
-        self.model.to(device=device or self.device)
+        if device is not None:
+            if len(self.devices) > 1:
+                raise ValueError(
+                    f"{self.spec.name!r} lies on {_names(self.devices)}; load it again with device={str(device)!r} to"
+                    " have it on one device"
+                )
+            self.model.to(device=device)
         for parameter in self.model.parameters():
             parameter.data = parameter.data.to(dtype or self.dtype)
         return self
@@ -239,8 +251,12 @@ class DLM:
         millions = sum(parameter.numel() for parameter in self.model.parameters()) / 1e6
         return (
             f"DLM({spec.name!r}, family={spec.family!r}, {millions:.1f} M parameters, {spec.layers} layers × "
-            f"{spec.heads} heads, {str(self.dtype).removeprefix('torch.')} on {self.device})"
+            f"{spec.heads} heads, {str(self.dtype).removeprefix('torch.')} on {_names(self.devices)})"
         )
+
+
+def _names(devices: Sequence[torch.device]) -> str:
+    return ", ".join(map(str, devices))
 
 
 def make_spec(

@@ -79,7 +79,9 @@ class DriftWatch:
         """Measure what the lists of a layer have lost by now."""
         if self._watching:
             lists, fresh = self._fresh[layer]
-            self._losses.append(fresh - lists.retained_mass(q, k))
+            loss = fresh - lists.retained_mass(q, k)
+            # Layers may lie on several devices; the mean over them is taken on the first one's.
+            self._losses.append(loss.to(self._losses[0].device) if self._losses else loss)
 
     @property
     def _watching(self) -> bool:

@@ -41,7 +41,8 @@ class RandomColumns(ColumnPolicy):
 
         def score(first: int, end: int) -> Tensor:
             shape = rows, heads, end - first, length
-            return 1 - torch.rand(shape, generator=generator, device=q.device)  # a zero is never selected
+            draw = torch.rand(shape, generator=generator, device=generator.device)
+            return (1 - draw).to(q.device)  # a zero is never selected
 
         groups, budget = -(-length // self.group_size), column_budget(self.sparsity, length)
         return select_in_pieces(score, groups, 4 * rows * heads * length, budget)

@@ -24,7 +24,7 @@ def provenance(dlm: "DLM") -> dict[str, Any]:
     return {
         "model": dlm.spec.name,
         "spec": json.dumps(asdict(dlm.spec)),
-        "device": f"{dlm.device} ({device})",
+        "device": f"{', '.join(map(str, dlm.devices))} ({device})",
         "dtype": str(dlm.dtype).removeprefix("torch."),
         "versions": json.dumps(
             {"dlm_lens": dlm_lens.__version__, "python": platform.python_version(), **versions}
