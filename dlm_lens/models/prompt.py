@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -36,12 +36,16 @@ def encode_prompt(prompt: Any, tokenizer: PreTrainedTokenizerFast | None, spec: 
     rows = [_row(one, tokenizer, spec) for one in _as_list(prompt)]
     if not rows:
         raise ValueError("the prompt is an empty list; give at least one prompt")
-    longest = max(len(ids) for ids, _ in rows)
+    return left_padded([ids for ids, _ in rows], [text for _, text in rows], spec)
+
+
+def left_padded(rows: Sequence[Tensor], texts: Sequence[str], spec: Spec) -> Prompt:
+    """Rows of token ids, int64 [P] each, as one batch; a row may be empty."""
+    longest = max(map(len, rows))
     tokens = torch.full((len(rows), longest), spec.pad_id, dtype=torch.long)
-    for index, (ids, _) in enumerate(rows):
-        tokens[index, longest - len(ids) :] = ids
-    start = torch.tensor([longest - len(ids) for ids, _ in rows])
-    return Prompt(tokens, start, tuple(text for _, text in rows))
+    for padded, ids in zip(tokens, rows, strict=True):
+        padded[longest - len(ids) :] = ids
+    return Prompt(tokens, torch.tensor([longest - len(ids) for ids in rows]), tuple(texts))
 
 
 def _as_list(prompt: Any) -> list[Any]:

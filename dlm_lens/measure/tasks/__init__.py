@@ -2,12 +2,13 @@
 
 :func:`retrieval` makes questions about rows in a long prompt and :func:`infilling` holes in held-out code;
 :func:`accuracy` counts the exact answers to both, and :func:`infill` says how every hole was filled. :func:`perplexity`
-bounds the likelihood of a text, with the error of that estimate.
+bounds the likelihood of a text, and :func:`likelihood` that of a text after another, with the error of the estimate.
 """
 
 from dlm_lens.measure.tasks.accuracy import accuracy
 from dlm_lens.measure.tasks.held_out import held_out_text
 from dlm_lens.measure.tasks.infilling import SPANS, InfillingItem, infill, infilling
+from dlm_lens.measure.tasks.likelihood import Likelihood, likelihood
 from dlm_lens.measure.tasks.perplexity import Perplexity, perplexity
 from dlm_lens.measure.tasks.retrieval import (
     GEN_LENGTH,
@@ -25,6 +26,7 @@ __all__ = [
     "SPANS",
     "VARIANTS",
     "InfillingItem",
+    "Likelihood",
     "Perplexity",
     "Question",
     "TaskItem",
@@ -35,6 +37,7 @@ __all__ = [
     "held_out_text",
     "infill",
     "infilling",
+    "likelihood",
     "perplexity",
     "retrieval",
 ]

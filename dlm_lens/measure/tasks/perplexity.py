@@ -11,7 +11,8 @@ import torch
 from torch import Tensor
 from tqdm.auto import tqdm
 
-from dlm_lens.measure.predict import mask_token, negative_log_likelihood, predict
+from dlm_lens.measure.predict import mask_token
+from dlm_lens.measure.tasks.bound import draw_hidden, score, standard_error, strata
 from dlm_lens.measure.tasks.held_out import held_out_text, tokenizer_of
 from dlm_lens.policies import Dense, Policy
 
@@ -48,7 +49,7 @@ class Perplexity:
     @property
     def standard_error(self) -> float:
         """Monte-Carlo error of :attr:`nats`: one standard deviation of the estimate, 0 if exact."""
-        return _standard_error(self.draws)
+        return standard_error(self.draws)
 
     @property
     def ppl(self) -> float:
@@ -69,7 +70,7 @@ class Perplexity:
                     f"{name} differ, {mine} and {its}: measure both with the same text and settings"
                 )
         gap = self.draws - other.draws
-        return float(gap.mean()), _standard_error(gap)
+        return float(gap.mean()), standard_error(gap)
 
     def __repr__(self) -> str:
         error = "" if self.exact else f" ± {self.standard_error:.2g}"
@@ -128,8 +129,9 @@ def perplexity(
     with tqdm(total=len(draws), desc=policy.label, unit="window", disable=not progress, leave=False) as bar:
         for at in range(0, len(draws), batch_size):
             batch = draws[at : at + batch_size]
-            scores, kind = _score(dlm, batch, policy, seed + at)
-            nats.append(scores)
+            scored = score(dlm, batch, policy, seed + at)
+            nats.append(scored.nats)
+            kind = scored.kind
             bar.update(len(batch))
     values = torch.cat(nats).cpu().numpy()
     if dlm.spec.causal:
@@ -174,44 +176,11 @@ def _draw(windows: Sequence[Tensor], samples: int, seed: int) -> list[tuple[Tens
     generator = torch.Generator().manual_seed(seed)
     lengths = torch.tensor([len(window) for window in windows], dtype=torch.float64)
     which = torch.multinomial(lengths, samples, replacement=True, generator=generator)
-    within = torch.rand(samples, generator=generator, dtype=torch.float64)
-    share = (torch.arange(samples) // 2 + within) / (samples // 2)
-    draws = []
-    for index, part in zip(which.tolist(), share.tolist(), strict=True):
-        window = windows[index]
-        count = min(int(part * len(window)) + 1, len(window))  # rounding may lift the share to 1
-        masked = torch.zeros(len(window), dtype=torch.bool)
-        masked[torch.randperm(len(window), generator=generator)[:count]] = True
-        draws.append((window, masked))
-    return draws
+    return [
+        (windows[index], draw_hidden(len(windows[index]), share, generator))
+        for index, share in zip(which.tolist(), strata(samples, generator), strict=True)
+    ]
 
 
 def _all_but_the_first(window: Tensor) -> tuple[Tensor, Tensor]:
     return window, torch.arange(len(window)) > 0
-
-
-def _score(dlm: DLM, batch: Sequence[tuple[Tensor, Tensor]], policy: Policy, seed: int) -> tuple[Tensor, str]:
-    """Mean −log p of the scored tokens of every row, nats, float64 [B], and the kind of step that predicted."""
-    encoded = dlm.encode([window for window, _ in batch])
-    tokens = encoded.tokens.to(dlm.device)
-    scored = torch.zeros_like(encoded.tokens, dtype=torch.bool)
-    for row, (window, positions) in zip(scored, batch, strict=True):
-        row[-len(window) :] = positions
-    scored = scored.to(dlm.device)
-    inputs = tokens if dlm.spec.causal else tokens.masked_fill(scored, mask_token(dlm, "the diffusion bound"))
-    start = encoded.start.to(dlm.device) if encoded.start.any() else None
-    prediction = predict(dlm, inputs, policy, start=start, seed=seed)
-    nats = negative_log_likelihood(prediction.logits[scored], tokens[scored])
-    total = torch.zeros(len(batch), dtype=torch.float64, device=dlm.device)
-    total.index_add_(0, scored.nonzero()[:, 0], nats)
-    return total / scored.sum(1), prediction.kind
-
-
-def _standard_error(draws: np.ndarray) -> float:
-    """Of the mean of ``draws`` [n], of which each two neighbours share a stratum; 0 for a single value.
-
-    The difference of two draws of a stratum has twice its variance, so the squares add up to that of the sum.
-    """
-    if len(draws) == 1:
-        return 0.0
-    return float(np.sqrt(np.square(draws[0::2] - draws[1::2]).sum()) / len(draws))
