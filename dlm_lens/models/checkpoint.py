@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -42,21 +43,36 @@ def save_weights(
     (folder / "config.json").write_text(json.dumps({**config, "torch_dtype": dtype}, indent=2) + "\n")
 
 
-def fill_weights(
+@dataclass(frozen=True)
+class StoredWeight:
+    """Where a weight is stored, and its shape and type there (as safetensors call it, such as ``"BF16"``)."""
+
+    shard: Path
+    key: str
+    shape: tuple[int, ...]
+    dtype: str
+
+
+# Types that weights may be stored in, by their names in safetensors. All others hold quantised values.
+STORED_DTYPES = {"F64": torch.float64, "F32": torch.float32, "F16": torch.float16, "BF16": torch.bfloat16}
+
+
+def find_weights(
     model: PreTrainedModel,
     folder: Path,
     *,
     to_native: Callable[[str], str],
     to_published: Callable[[str], str],
-) -> None:
-    """Read every weight of ``model`` from the safetensors files of ``folder``, translating their published keys.
+) -> dict[str, StoredWeight]:
+    """Where the safetensors files of ``folder`` hold each weight of ``model``, translating their published keys.
 
-    Files are compared with the model by name and shape before anything is read.
+    Files are compared with the model by name, shape and type; nothing is read but their headers.
 
     Raises
     ------
     CheckpointError
-        if there are no safetensors, a shard of the index is missing, or keys are missing, surplus or misshapen.
+        if there are no safetensors, a shard of the set is missing, or keys are missing, surplus, misshapen or
+        quantised.
     """
     shards = _shards(folder)
     wanted = {name: tuple(tensor.shape) for name, tensor in model.state_dict().items()}
@@ -65,13 +81,21 @@ def fill_weights(
         del wanted["lm_head.weight"]
     sources = _sources(shards, to_native, folder, skip={"lm_head.weight"} if tied else set())
     _check_keys(wanted, sources, folder, to_published)
+    return sources
+
+
+def fill_weights(model: PreTrainedModel, sources: dict[str, StoredWeight], *, progress: bool = True) -> None:
+    """Copy every weight from where it is stored into ``model``, one at a time, each to the device it is on there.
+
+    A bar appears where that takes more than two seconds.
+    """
     state = model.state_dict()
     by_shard: dict[Path, list[str]] = {}
     for name, source in sources.items():
         by_shard.setdefault(source.shard, []).append(name)
     with (
         torch.no_grad(),
-        tqdm(total=len(sources), desc="loading", unit="tensor", disable=len(shards) < 2) as bar,
+        tqdm(total=len(sources), desc="loading", unit="tensor", disable=not progress, delay=2) as bar,
     ):
         for shard, names in by_shard.items():
             with safe_open(shard, framework="pt") as file:
@@ -80,43 +104,51 @@ def fill_weights(
                     bar.update()
 
 
-@dataclass(frozen=True)
-class _Source:
-    """Where a weight is stored, and its shape there."""
-
-    shard: Path
-    key: str
-    shape: tuple[int, ...]
-
-
 def _shards(folder: Path) -> list[Path]:
     index = folder / "model.safetensors.index.json"
     if not index.is_file():
         shards = sorted(folder.glob("*.safetensors"))
         if not shards:
             raise CheckpointError(f"{folder} holds no *.safetensors file; other formats are not read")
+        _check_complete(folder, _siblings(shards[0].name), "their names tell of")
         return shards
-    names = sorted(set(json.loads(index.read_text(encoding="utf-8"))["weight_map"].values()))
+    try:
+        names = sorted(set(json.loads(index.read_text(encoding="utf-8"))["weight_map"].values()))
+    except (ValueError, KeyError, TypeError, AttributeError) as error:
+        raise CheckpointError(f"{index} is not an index of shards ({error}); download it again") from error
+    _check_complete(folder, names, "its index names")
+    return [folder / name for name in names]
+
+
+def _siblings(shard: str) -> list[str]:
+    """The names of a whole set, from that of one shard: ``model-00002-of-00006.safetensors`` is one of six."""
+    numbered = re.fullmatch(r"(.*-)(\d+)(-of-)(\d+)(\.safetensors)", shard)
+    if numbered is None:
+        return []
+    before, _, of, count, after = numbered.groups()
+    return [f"{before}{each + 1:0{len(count)}}{of}{count}{after}" for each in range(int(count))]
+
+
+def _check_complete(folder: Path, names: list[str], told: str) -> None:
     missing = [name for name in names if not (folder / name).is_file()]
     if missing:
         raise CheckpointError(
-            f"{folder} lacks {len(missing)} of the {len(names)} shards its index names: {_some(missing)}; "
-            "download it again"
+            f"{folder} lacks {len(missing)} of the {len(names)} shards {told}: {_some(missing)}; download it again"
         )
-    return [folder / name for name in names]
 
 
 def _sources(
     shards: list[Path], rename: Callable[[str], str], folder: Path, skip: set[str]
-) -> dict[str, _Source]:
-    sources: dict[str, _Source] = {}
+) -> dict[str, StoredWeight]:
+    sources: dict[str, StoredWeight] = {}
     for shard in shards:
         try:
             with safe_open(shard, framework="pt") as file:
                 for key in file.keys():  # noqa: SIM118 (no mapping)
                     name = rename(key)
                     if name not in skip:
-                        sources[name] = _Source(shard, key, tuple(file.get_slice(key).get_shape()))
+                        part = file.get_slice(key)
+                        sources[name] = StoredWeight(shard, key, tuple(part.get_shape()), part.get_dtype())
         except SafetensorError as error:
             raise CheckpointError(
                 f"{shard} is not a whole safetensors file ({error}); download it again"
@@ -126,7 +158,7 @@ def _sources(
 
 def _check_keys(
     wanted: dict[str, tuple[int, ...]],
-    sources: dict[str, _Source],
+    sources: dict[str, StoredWeight],
     folder: Path,
     to_published: Callable[[str], str],
 ) -> None:
@@ -145,6 +177,12 @@ def _check_keys(
                 f"{sources[name].key} has shape {sources[name].shape}, the config says {wanted[name]}"
             )
             break
+    quantised = [stored for stored in sources.values() if stored.dtype not in STORED_DTYPES]
+    if quantised:
+        problems.append(
+            f"{len(quantised)} stored as {quantised[0].dtype}, such as {quantised[0].key}: quantised weights are not"
+            " read, take the checkpoint in bfloat16"
+        )
     if problems:
         raise CheckpointError(
             f"the weights in {folder} are not those its config.json describes: {'; '.join(problems)}"

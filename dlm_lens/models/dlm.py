@@ -39,8 +39,10 @@ class Spec:
     logit_shift : whether the prediction for position ``i`` is read at ``i − 1``; ``DLM.logits`` undoes it.
     causal : whether attention looks to the left only.
     layers, heads, kv_heads, head_dim, hidden, mlp, vocab : the shape.
-    max_length : positions the model was made for.
+    max_length : positions that a run may have; those the model was published for, if nothing else was asked for.
     windowed : layers that attend within a window only. No policy replaces their attention.
+    published_length : positions the model was published for, where ``max_length`` is not that; None otherwise.
+    rope_theta : base of the rotary embedding; None where there is none.
     """
 
     name: str
@@ -60,6 +62,8 @@ class Spec:
     vocab: int
     max_length: int
     windowed: tuple[int, ...] = ()
+    published_length: int | None = None
+    rope_theta: float | None = None
 
 
 class DLM:
@@ -293,4 +297,5 @@ def make_spec(
         mlp=config.intermediate_size,
         vocab=config.vocab_size,
         max_length=config.max_position_embeddings,
+        rope_theta=config.rope_parameters["rope_theta"],
     )

@@ -10,7 +10,8 @@ from typing import Any
 
 from transformers import Qwen2Config, Qwen2ForCausalLM
 
-from dlm_lens.models.family import Family, same_key
+from dlm_lens.models.family import Family, check_heads, refuse_others, same_key, sizes
+from dlm_lens.models.rope import read_rope, write_rope
 
 _NAMES = (
     "vocab_size",
@@ -27,6 +28,24 @@ _NAMES = (
     "eos_token_id",
     "pad_token_id",
     "hidden_act",
+)
+
+# Another value means a network that is not Dream's. Entries named neither here nor above tell of training,
+# initialisation or generation; sliding_window and max_window_layers mean nothing while use_sliding_window is false.
+_ASSUMED = {
+    "use_sliding_window": False,
+    "use_mrope": False,
+    "attention_bias": True,
+    "hidden_act": "silu",
+}
+_SIZES = (
+    "hidden_size",
+    "num_attention_heads",
+    "num_key_value_heads",
+    "intermediate_size",
+    "num_hidden_layers",
+    "vocab_size",
+    "max_position_embeddings",
 )
 
 
@@ -46,10 +65,18 @@ class DreamForMaskedLM(Qwen2ForCausalLM):
 
 
 def from_published(published: dict[str, Any]) -> DreamConfig:
-    """A configuration from a published Dream ``config.json``."""
-    config = {name: published[name] for name in _NAMES if name in published}
-    theta = float(published.get("rope_theta", 1e6))
-    return DreamConfig(**config, rope_parameters={"rope_type": "default", "rope_theta": theta})
+    """A configuration from a published Dream ``config.json``.
+
+    Raises ``ValueError`` if an entry is missing or describes a network other than Dream's, naming it.
+    """
+    refuse_others(published, _ASSUMED, "Dream")
+    hidden, heads, kv_heads, *_ = sizes(published, _SIZES)
+    check_heads(("hidden_size", hidden), ("num_attention_heads", heads), ("num_key_value_heads", kv_heads))
+    if published.get("head_dim", hidden // heads) not in (hidden // heads, None):
+        raise ValueError(f"head_dim={published['head_dim']}; only {hidden // heads} is a Dream network")
+    config = {name: published[name] for name in _NAMES if published.get(name) is not None}
+    rope = read_rope(published, theta=1e4, positions=published["max_position_embeddings"])
+    return DreamConfig(**config, rope_parameters=rope)
 
 
 def to_published(config: DreamConfig) -> dict[str, Any]:
@@ -59,8 +86,8 @@ def to_published(config: DreamConfig) -> dict[str, Any]:
         "architectures": ["DreamModel"],
         "model_type": "Dream",
         **names,
-        "rope_theta": config.rope_parameters["rope_theta"],
         "rope_scaling": None,
+        **write_rope(config.rope_parameters),
         "use_sliding_window": False,
     }
 

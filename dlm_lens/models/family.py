@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -29,6 +29,33 @@ class Family:
     to_published: Callable[[str], str]
     logit_shift: bool
     causal: bool
+
+
+def refuse_others(published: dict[str, Any], assumed: dict[str, Any], family: str) -> None:
+    """Raise ``ValueError`` naming an entry of ``published`` with which the network would not be the assumed one.
+
+    What is missing or null has the family's own default, which is the assumed.
+    """
+    for name, expected in assumed.items():
+        if published.get(name, expected) not in (expected, None):
+            raise ValueError(f"{name}={published[name]!r}; only {expected!r} is a {family} network")
+
+
+def sizes(published: dict[str, Any], names: Sequence[str]) -> list[int]:
+    """The entries ``names``, all positive whole numbers; ``ValueError`` names one that is not, or is missing."""
+    for name in names:
+        size = published.get(name)
+        if not isinstance(size, int) or isinstance(size, bool) or size < 1:
+            said = f"{name}={size!r}" if name in published else f"no {name}"
+            raise ValueError(f"it has {said}; expected a positive whole number")
+    return [published[name] for name in names]
+
+
+def check_heads(hidden: tuple[str, int], heads: tuple[str, int], kv_heads: tuple[str, int]) -> None:
+    """Raise ``ValueError`` unless each of the named sizes is a multiple of the next."""
+    for (name, size), (part, count) in ((hidden, heads), (heads, kv_heads)):
+        if size % count:
+            raise ValueError(f"{name}={size} is no multiple of {part}={count}")
 
 
 def same_key(key: str) -> str:

@@ -10,7 +10,8 @@ from typing import Any
 
 from transformers import LlamaConfig, LlamaForCausalLM
 
-from dlm_lens.models.family import Family
+from dlm_lens.models.family import Family, check_heads, refuse_others, sizes
+from dlm_lens.models.rope import read_rope, write_rope
 
 # Published configuration name → Llama's.
 CONFIG_NAMES = {
@@ -28,7 +29,9 @@ CONFIG_NAMES = {
     "pad_token_id": "pad_token_id",
 }
 
-# What the mapping takes for granted: another value means a network that is not this one.
+# What the mapping takes for granted: another value means a network that is not this one. Entries that are not named
+# here or above tell of training, initialisation, dropout or how the published code computes the same (the RoPE of
+# rope_full_precision, flash_attention).
 _ASSUMED = {
     "block_type": "llama",
     "layer_norm_type": "rms",
@@ -40,6 +43,10 @@ _ASSUMED = {
     "attention_layer_norm": False,
     "scale_logits": False,
     "input_emb_norm": False,
+    "layer_norm_with_affine": True,
+    "bias_for_layer_norm": False,
+    "block_group_size": 1,
+    "clip_qkv": None,
 }
 
 # Published key → Llama's, within and outside the blocks.
@@ -67,7 +74,7 @@ class LladaConfig(LlamaConfig):
 
     @classmethod
     def from_dict(cls, config_dict: dict[str, Any], **kwargs: Any) -> LladaConfig:
-        if "d_model" in config_dict:
+        if "hidden_size" not in config_dict:
             config_dict = from_published(config_dict)
         return super().from_dict(config_dict, **kwargs)
 
@@ -87,23 +94,46 @@ def from_published(published: dict[str, Any]) -> dict[str, Any]:
     ValueError
         if an entry describes a network other than LLaDA's, naming the entry.
     """
-    for name, expected in _ASSUMED.items():
-        if published.get(name, expected) not in (expected, None):
-            raise ValueError(
-                f"LLaDA config has {name}={published[name]!r}; only {expected!r} is a LLaDA network"
-            )
+    refuse_others(published, _ASSUMED, "LLaDA")
+    published = _with_defaults(published)
+    hidden, _, heads, kv_heads, *_ = sizes(published, _SIZES)
+    check_heads(("d_model", hidden), ("n_heads", heads), ("n_kv_heads", kv_heads))
     config = {
         ours: published[theirs] for theirs, ours in CONFIG_NAMES.items() if published.get(theirs) is not None
     }
-    config["rope_parameters"] = {
-        "rope_type": "default",
-        "rope_theta": float(published.get("rope_theta", 10000.0)),
-    }
+    config["rope_parameters"] = read_rope(
+        published, theta=10000.0, positions=published["max_sequence_length"]
+    )
     config["bos_token_id"] = published.get("bos_token_id")
     for name in ("dtype", "torch_dtype", "architectures"):
         if name in published:
             config[name] = published[name]
     return config
+
+
+# Sizes that a network cannot do without.
+_SIZES = (
+    "d_model",
+    "n_layers",
+    "n_heads",
+    "n_kv_heads",
+    "mlp_hidden_size",
+    "embedding_size",
+    "max_sequence_length",
+)
+
+
+def _with_defaults(published: dict[str, Any]) -> dict[str, Any]:
+    """The configuration with what the published code puts in the place of missing or null entries."""
+    given = {name: value for name, value in published.items() if value is not None}
+    if "n_heads" in given:
+        given.setdefault("n_kv_heads", 1 if given.get("multi_query_attention") else given["n_heads"])
+    if {"mlp_ratio", "d_model"} <= given.keys():
+        given.setdefault("mlp_hidden_size", given["mlp_ratio"] * given["d_model"])
+    if "vocab_size" in given:
+        given.setdefault("embedding_size", given["vocab_size"])
+    given.setdefault("rms_norm_eps", 1e-5)
+    return given
 
 
 def to_published(config: LladaConfig) -> dict[str, Any]:
@@ -115,7 +145,7 @@ def to_published(config: LladaConfig) -> dict[str, Any]:
         **published,
         **_ASSUMED,
         "vocab_size": config.vocab_size,
-        "rope_theta": config.rope_parameters["rope_theta"],
+        **write_rope(config.rope_parameters),
         "bos_token_id": config.bos_token_id,
     }
 

@@ -1,32 +1,60 @@
-"""Loading models: bundled ones, folders and hub ids in the published layouts, and random ones for tests."""
+"""Loading models: bundled ones, and folders and hub ids in the published layouts."""
 
 from __future__ import annotations
 
 import json
+import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import replace
 from importlib.resources import as_file, files
 from pathlib import Path
 from typing import Any
 
 import torch
-from transformers import PreTrainedModel, PreTrainedTokenizerFast, Qwen2Tokenizer
+from transformers import PreTrainedModel
 
 from dlm_lens import attention
 from dlm_lens.errors import CheckpointError
 from dlm_lens.models.autoregressive import LLAMA, QWEN2
-from dlm_lens.models.checkpoint import fill_weights
+from dlm_lens.models.checkpoint import STORED_DTYPES, StoredWeight, fill_weights, find_weights
 from dlm_lens.models.dlm import DLM, make_spec
 from dlm_lens.models.dream import DREAM
 from dlm_lens.models.family import Family
 from dlm_lens.models.llada import LLADA
+from dlm_lens.models.placement import (
+    DeviceMap,
+    MaxMemory,
+    Placement,
+    allocate,
+    connect,
+    default_device,
+    place,
+)
+from dlm_lens.models.rope import ntk_theta
+from dlm_lens.models.tokenizer import check_ids, load_tokenizer, special_ids
 
 BUNDLED = {"tiny": "tiny-dlm", "tiny-dlm": "tiny-dlm", "tiny-ar": "tiny-ar"}
 FAMILIES: dict[str, Family] = {"llada": LLADA, "Dream": DREAM, "llama": LLAMA, "qwen2": QWEN2}
+DTYPES = {
+    "bfloat16": torch.bfloat16,
+    "float16": torch.float16,
+    "float32": torch.float32,
+    "float64": torch.float64,
+}
 
 
 def load(
-    name_or_path: str | Path, *, device: torch.device | str | None = None, dtype: torch.dtype | None = None
+    name_or_path: str | Path,
+    *,
+    device: torch.device | str | None = None,
+    dtype: torch.dtype | str | None = None,
+    device_map: str | DeviceMap | None = None,
+    max_memory: MaxMemory | None = None,
+    max_length: int | None = None,
+    rope_theta: float | str | None = None,
+    family: str | None = None,
+    progress: bool = True,
 ) -> DLM:
     """Load a diffusion language model, or an autoregressive one to hold against it.
 
@@ -35,18 +63,53 @@ def load(
     name_or_path : ``"tiny"`` or ``"tiny-ar"`` (bundled), a folder, or a hub id such as
         ``"GSAI-ML/LLaDA-8B-Instruct"``. No code from the hub or the folder is ever run.
     device : where to put it; a CUDA device where there is one, else the CPU.
-    dtype : of the weights; by default the checkpoint's on a GPU and float32 on a CPU.
+    dtype : of the weights, such as ``torch.bfloat16`` or ``"bfloat16"``; by default the checkpoint's on a GPU and
+        float32 on a CPU.
+    device_map : ``"auto"`` spreads whole layers over all GPUs evenly, by accelerate; or a table of module names and
+        devices, such as ``{"model.layers.0": 0, "": 1}``. All policies and recordings work, without CUDA graphs.
+    max_memory : the most that ``"auto"`` may put where, such as ``{0: "20GB", 1: "40GB"}``.
+    max_length : positions that a run may have, where the published number is not to be the bound. Beyond it the
+        rotary embedding is extrapolated to positions that were never trained, with a warning.
+    rope_theta : the base of the rotary embedding, in place of the published one; ``"ntk"`` for the one that stretches
+        the published positions to ``max_length`` (:func:`dlm_lens.models.rope.ntk_theta`).
+    family : ``"llada"``, ``"dream"`` or ``"ar"``, where anything else is to be an error.
+    progress : show a bar where reading takes more than two seconds.
 
     Raises
     ------
     ValueError
-        for a name that is none of these, and for a model without a mask token.
+        for a name that is none of these, arguments that exclude each other or cannot be, and for a model without a
+        mask token.
     CheckpointError
-        for a folder without a readable config, of an unknown kind of model, with missing, surplus or misshapen
-        weights, or lacking some of its shards.
+        for a folder without a readable config, of another network or kind of model, with missing, surplus,
+        misshapen or quantised weights, lacking some of its shards, or with a tokenizer that is not the model's.
+    MemoryBudgetError
+        for weights that do not fit into the free memory of the GPUs. All of this is found before weights are read.
     """
     with checkpoint_folder(name_or_path) as folder:
-        return _load_folder(folder, str(name_or_path), device, dtype)
+        chosen, published = _read_config(folder, family)
+        config = _config(folder, chosen, published)
+        published_length = config.max_position_embeddings
+        _stretch(config, max_length, rope_theta)
+        tokenizer = load_tokenizer(folder)
+        ids = {} if tokenizer is None else special_ids(tokenizer)
+        spec = make_spec(str(name_or_path), config, chosen, ids)
+        check_ids(spec, tokenizer)
+        if spec.max_length != published_length:
+            spec = replace(spec, published_length=published_length)
+        if spec.max_length > published_length:
+            warnings.warn(_beyond(spec.name, published_length, config), stacklevel=2)
+
+        model = empty_model(chosen, config)
+        weights = find_weights(model, folder, to_native=chosen.to_native, to_published=chosen.to_published)
+        on_cpu = device_map is None and torch.device(device or default_device()).type == "cpu"
+        model.to(_dtype(dtype, published, weights, folder, on_cpu))
+        placement = place(model, device, device_map, max_memory)
+        put(model, placement)
+        fill_weights(model, weights, progress=progress)
+        if placement.several:
+            connect(model, placement)
+        return DLM(model, tokenizer, spec, chosen)
 
 
 @contextmanager
@@ -61,86 +124,7 @@ def checkpoint_folder(name_or_path: str | Path) -> Iterator[Path]:
     yield folder if folder.is_dir() else _download(name)
 
 
-def random_model(
-    family: str = "llada",
-    *,
-    layers: int = 2,
-    hidden: int = 64,
-    heads: int = 4,
-    kv_heads: int | None = None,
-    mlp: int | None = None,
-    vocab: int = 256,
-    max_length: int = 4096,
-    seed: int = 0,
-    device: torch.device | str | None = None,
-    dtype: torch.dtype = torch.float32,
-) -> DLM:
-    """A model of the given shape with random weights and no tokenizer, for tests and speed measurements.
-
-    ``family`` is ``"llada"``, ``"dream"`` or ``"ar"``. The last token id is the mask and the one before it both
-    end-of-text and padding. The global random state is left as it was.
-    """
-    families = {"llada": LLADA, "dream": DREAM, "ar": LLAMA}
-    if family not in families:
-        raise ValueError(f"unknown family {family!r}: choose one of {', '.join(families)}")
-    if hidden % heads or heads % (kv_heads or heads):
-        raise ValueError(
-            f"hidden={hidden}, heads={heads}, kv_heads={kv_heads}: each must divide the one before"
-        )
-    chosen = families[family]
-    config = chosen.model_class.config_class(
-        vocab_size=vocab,
-        hidden_size=hidden,
-        intermediate_size=mlp or hidden * 11 // 4,
-        num_hidden_layers=layers,
-        num_attention_heads=heads,
-        num_key_value_heads=kv_heads or heads,
-        max_position_embeddings=max_length,
-        rms_norm_eps=1e-5,
-        rope_parameters={"rope_type": "default", "rope_theta": 5e5},
-        bos_token_id=None,
-        eos_token_id=vocab - 2,
-        pad_token_id=vocab - 2,
-        **({} if chosen.causal else {"mask_token_id": vocab - 1}),
-    )
-    place = torch.device(device or _default_device())
-    model = _empty_model(chosen, config, place, dtype)
-    generator = torch.Generator(place).manual_seed(seed)
-    with torch.no_grad():
-        for tensor_name, parameter in model.named_parameters():
-            if "norm" in tensor_name:
-                parameter.fill_(1.0)
-            elif parameter.ndim == 1:
-                parameter.normal_(0.0, 0.02, generator=generator)
-            else:
-                # Unit-variance outputs keep attention far from uniform, as in trained models.
-                parameter.normal_(0.0, parameter.shape[1] ** -0.5, generator=generator)
-    return DLM(model, None, make_spec(f"random-{family}", config, chosen), chosen)
-
-
-def _load_folder(
-    folder: Path, name: str, device: torch.device | str | None, dtype: torch.dtype | None
-) -> DLM:
-    family, published = _read_config(folder)
-    try:
-        config = family.read_config(published)
-    except (KeyError, TypeError, ValueError) as error:
-        raise CheckpointError(
-            f"{folder / 'config.json'} does not describe a {family.name} model: {error}"
-        ) from error
-    tokenizer = _load_tokenizer(folder, family)
-    ids = {} if tokenizer is None else _special_ids(tokenizer)
-    spec = make_spec(name, config, family, ids)
-    place = torch.device(device or _default_device())
-    if dtype is None:
-        stored = published.get("dtype") or published.get("torch_dtype") or "float32"
-        dtype = torch.float32 if place.type == "cpu" else getattr(torch, stored)
-    model = _empty_model(family, config, place, dtype)
-    fill_weights(model, folder, to_native=family.to_native, to_published=family.to_published)
-    return DLM(model, tokenizer, spec, family)
-
-
-def _read_config(folder: Path) -> tuple[Family, dict[str, Any]]:
+def _read_config(folder: Path, family: str | None) -> tuple[Family, dict[str, Any]]:
     path = folder / "config.json"
     if not path.is_file():
         raise CheckpointError(f"{folder} is no checkpoint: it holds no config.json")
@@ -153,41 +137,104 @@ def _read_config(folder: Path) -> tuple[Family, dict[str, Any]]:
         raise CheckpointError(
             f"{path} says model_type={kind!r}; dlm-lens loads {', '.join(map(repr, FAMILIES))}"
         )
-    return FAMILIES[kind], published
+    found = FAMILIES[kind]
+    known = {each.name for each in FAMILIES.values()}
+    if family is not None and family not in known:
+        raise ValueError(f"unknown family {family!r}: choose one of {', '.join(sorted(known))}")
+    if family not in (None, found.name):
+        what = "an autoregressive model" if found.causal else f"a {found.name} model"
+        types = [repr(name) for name, each in FAMILIES.items() if each.name == family]
+        raise CheckpointError(
+            f"{path} says model_type={kind!r}, {what}, but family={family!r} was asked for, which is"
+            f" {' or '.join(types)}"
+        )
+    if "quantization_config" in published:
+        raise CheckpointError(
+            f"{path} has a quantization_config: quantised weights are not read, take the checkpoint in bfloat16"
+        )
+    return found, published
 
 
-def _load_tokenizer(folder: Path, family: Family) -> PreTrainedTokenizerFast | None:
-    """The folder's tokenizer. Its class is chosen here: a checkpoint that names remote code is not asked."""
-    if (folder / "tokenizer.json").is_file():
-        return PreTrainedTokenizerFast.from_pretrained(folder)
-    if (folder / "vocab.json").is_file() and (folder / "merges.txt").is_file():
-        return Qwen2Tokenizer.from_pretrained(folder)
-    return None
+def _config(folder: Path, family: Family, published: dict[str, Any]) -> Any:
+    try:
+        return family.read_config(published)
+    except (KeyError, TypeError, ValueError) as error:
+        raise CheckpointError(
+            f"{folder / 'config.json'} does not describe a {family.name} model: {error}"
+        ) from error
 
 
-def _special_ids(tokenizer: PreTrainedTokenizerFast) -> dict[str, int | None]:
-    return {
-        "eos": tokenizer.eos_token_id,
-        "pad": tokenizer.pad_token_id,
-        "mask": tokenizer.mask_token_id,
-    }
+def _stretch(config: Any, max_length: int | None, rope_theta: float | str | None) -> None:
+    """Change the number of positions and the base of the rotary embedding of a configuration, as asked for."""
+    trained, rope = config.max_position_embeddings, config.rope_parameters
+    if max_length is not None:
+        if not isinstance(max_length, int) or isinstance(max_length, bool) or max_length < 1:
+            raise ValueError(f"max_length={max_length!r} must be a number of positions, at least 1")
+        config.max_position_embeddings = max_length
+    if rope_theta is None:
+        return
+    if rope_theta == "ntk":
+        if max_length is None or max_length <= trained or rope["rope_type"] != "default":
+            raise ValueError(
+                f'rope_theta="ntk" stretches a plain rotary embedding beyond its {trained} positions; give a max_length'
+                f" above that (max_length={max_length}, rope_type={rope['rope_type']!r})"
+            )
+        head_dim = config.hidden_size // config.num_attention_heads
+        rope_theta = ntk_theta(rope["rope_theta"], head_dim=head_dim, trained=trained, length=max_length)
+    elif not isinstance(rope_theta, (int, float)) or rope_theta <= 1:
+        raise ValueError(f'rope_theta={rope_theta!r} must be a base above 1, or "ntk"')
+    config.rope_parameters = rope | {"rope_theta": float(rope_theta)}
 
 
-def _empty_model(family: Family, config: Any, device: torch.device, dtype: torch.dtype) -> PreTrainedModel:
-    """The family's module with unset weights on ``device``; initialising weights only to replace them is slow."""
+def _beyond(name: str, published: int, config: Any) -> str:
+    return (
+        f"{name} was published for {published} positions; up to {config.max_position_embeddings} its rotary"
+        f" embedding (base {config.rope_parameters['rope_theta']:g}) is extrapolated to distances that were not"
+        " trained. Speed and memory are what they would be; the quality of the text is not promised."
+        ' rope_theta="ntk" stretches the embedding instead'
+    )
+
+
+def _dtype(
+    asked: torch.dtype | str | None,
+    published: dict[str, Any],
+    weights: dict[str, StoredWeight],
+    folder: Path,
+    on_cpu: bool,
+) -> torch.dtype:
+    """The dtype asked for; by default float32 on a CPU, elsewhere what the config names, or else the weights have."""
+    if asked is not None:
+        chosen = DTYPES.get(asked.removeprefix("torch.")) if isinstance(asked, str) else asked
+        if chosen is None or chosen not in DTYPES.values():
+            raise ValueError(
+                f"dtype={asked!r} is none that models compute in; use one of {', '.join(DTYPES)}"
+            )
+        return chosen
+    named = published.get("dtype") or published.get("torch_dtype")
+    if named is not None and str(named) not in DTYPES:
+        raise CheckpointError(
+            f"{folder / 'config.json'} says torch_dtype={named!r}; expected one of {', '.join(DTYPES)}"
+        )
+    if on_cpu:
+        return torch.float32
+    stored = next(iter(weights.values())).dtype
+    return STORED_DTYPES[stored] if named is None else DTYPES[named]
+
+
+def empty_model(family: Family, config: Any) -> PreTrainedModel:
+    """The family's module on the meta device: initialising weights only to replace them is slow."""
     config._attn_implementation = attention.NAME
     with torch.device("meta"):
-        model = family.model_class(config)
-    model = model.to(dtype).to_empty(device=device)
+        return family.model_class(config).eval().requires_grad_(False)
+
+
+def put(model: PreTrainedModel, placement: Placement) -> None:
+    """Allocate the weights of an :func:`empty_model` where they are to be, unset."""
+    allocate(model, placement)
     # Not among the weights, so not restored by loading them.
-    with device:
-        model.model.rotary_emb = type(model.model.rotary_emb)(config=config)
-    model.tie_weights()
-    return model.eval().requires_grad_(False)
-
-
-def _default_device() -> str:
-    return "cuda" if torch.cuda.is_available() else "cpu"
+    where = placement.of("model.rotary_emb") or model.device
+    with where:
+        model.model.rotary_emb = type(model.model.rotary_emb)(config=model.config)
 
 
 def _download(name: str) -> Path:

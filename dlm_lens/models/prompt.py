@@ -68,15 +68,17 @@ def _row(prompt: Any, tokenizer: PreTrainedTokenizerFast | None, spec: Spec) -> 
         return _from_ids(torch.as_tensor(prompt), tokenizer, spec)
     if tokenizer is None:
         raise ValueError(f"model {spec.name!r} has no tokenizer; give its prompt as token ids")
+    chat = isinstance(prompt, (list, tuple)) and all(isinstance(message, Mapping) for message in prompt)
     if isinstance(prompt, str):
         text = prompt
-    elif isinstance(prompt, (list, tuple)) and all(isinstance(message, Mapping) for message in prompt):
+    elif chat:
         text = _chat(prompt, tokenizer, spec)
     else:
         raise TypeError(
             f"a prompt in a list is a string, chat messages or token ids, not {type(prompt).__name__}"
         )
-    ids = torch.tensor(tokenizer(text)["input_ids"], dtype=torch.long)
+    # A chat template writes all special tokens itself; the tokenizer may not add its own before them.
+    ids = torch.tensor(tokenizer(text, add_special_tokens=not chat)["input_ids"], dtype=torch.long)
     if not len(ids):
         raise ValueError("the prompt is empty; denoising needs at least one token to go by")
     return ids, text
