@@ -47,6 +47,7 @@ _NAMES: dict[str, str | None] = {
     "synthetic_trace": "dlm_lens.trace_synthetic",
     "compare": "dlm_lens.measure",
     "schedule": "dlm_lens.measure",
+    "estimate": "dlm_lens.measure",
     "context_influence": "dlm_lens.measure",
     "drift_since_decoding": "dlm_lens.measure",
     "explore": "dlm_lens.explorer",
@@ -57,6 +58,7 @@ _NAMES: dict[str, str | None] = {
     "CheckpointError": "dlm_lens.errors",
     "TraceError": "dlm_lens.errors",
     "MemoryBudgetError": "dlm_lens.errors",
+    "OutOfMemoryError": "dlm_lens.errors",
 }
 
 __all__ = sorted(_NAMES)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import textwrap
+import traceback
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -11,7 +12,10 @@ import torch
 from torch import Tensor
 
 from dlm_lens.denoising_loop import Loop, StepRecorder
+from dlm_lens.errors import OutOfMemoryError
+from dlm_lens.memory import Demand, advice, release, room_for, run_estimate
 from dlm_lens.policies import Dense, Policy
+from dlm_lens.policies.held import RunSize
 from dlm_lens.progress import Bar, Progress
 from dlm_lens.samplers import DreamSampler, LeftToRight, LowConfidence, Sampler
 
@@ -93,7 +97,10 @@ def denoise(
     unless the policy gives up what follows. Ctrl-C returns the steps finished so far with ``interrupted=True``.
 
     Raises ValueError or TypeError before the first step for arguments that cannot work together, and
-    :class:`DlmLensError` naming the step if the model returns NaN.
+    :class:`DlmLensError` naming the step if the model returns NaN. On a GPU, :class:`MemoryBudgetError` before the
+    first step if the run surely does not fit, with an estimate (:func:`dlm_lens.estimate`) and what to change; where
+    it is only the MLP that is too large, that is computed in parts. Running out of memory midway is an
+    :class:`OutOfMemoryError`, which holds the finished steps and leaves the model usable.
     """
     steps = gen_length if steps is None else steps
     _check_positive(gen_length=gen_length, steps=steps)
@@ -123,8 +130,27 @@ def denoise(
         recorder=recorder,
         keep_states=history,
     )
-    interrupted = False
-    with Bar(progress, total=steps, desc=policy.label, unit="step") as bar, torch.no_grad():
+    demand = Demand(
+        size=RunSize(
+            spec=dlm.spec,
+            batch=len(loop.tokens) * (2 if cfg_scale else 1),
+            length=loop.tokens.shape[1],
+            element=dlm.dtype.itemsize,
+            on_gpu=dlm.device.type == "cuda",
+        ),
+        policy=policy,
+        sampler=sampler,
+        wanted=len(sampler.positions(0, gen_length)),
+        recorder=getattr(recorder, "workspace", 0),  # a recorder need not say
+        chunk=dlm.mlp_chunk,
+        compiled=dlm.compiled,
+    )
+    interrupted, short = False, None
+    with (
+        room_for(dlm, demand),
+        Bar(progress, total=steps, desc=policy.label, unit="step") as bar,
+        torch.no_grad(),
+    ):
         try:
             for step in range(steps):
                 loop.advance(step)
@@ -133,7 +159,9 @@ def denoise(
                     break
         except KeyboardInterrupt:
             interrupted = True
-    return Denoised(
+        except torch.OutOfMemoryError as error:
+            interrupted, short = True, _let_go(error)
+    done = Denoised(
         tokens=loop.tokens.cpu(),
         start=encoded.start.cpu(),
         prompt_length=loop.prompt_length,
@@ -147,6 +175,27 @@ def denoise(
         sampler=sampler,
         seed=seed,
         interrupted=interrupted,
+    )
+    if short is not None:
+        del loop  # with all that the policy keeps
+        release(dlm.device)
+        raise _out_of_memory(dlm, demand, done, steps, short)
+    return done
+
+
+def _let_go(error: torch.OutOfMemoryError) -> str:
+    """What the error says; the tensors in the frames that it went through are dropped."""
+    traceback.clear_frames(error.__traceback__)
+    return str(error).splitlines()[0]
+
+
+def _out_of_memory(dlm: DLM, demand: Demand, done: Denoised, steps: int, said: str) -> OutOfMemoryError:
+    needed, step = run_estimate(dlm, demand), len(done.timings)
+    return OutOfMemoryError(
+        f"out of memory in step {step} of {steps} ({said}). The {step} steps before it are in .result of this error,"
+        f" and in .trace if they were captured. Estimated before the run: {needed}\n{advice(needed)}",
+        step=step,
+        result=done,
     )
 
 

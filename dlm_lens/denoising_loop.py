@@ -133,7 +133,7 @@ class Loop:
             self.recorder.begin_step(step, entering, plan)
         wanted = self.wanted(plan)
         logits = self.predict(plan, wanted)
-        if logits.isnan().any():
+        if logits.amax(-1).isnan().any():  # NaN wins; a mask of all logits would be half as large as they are
             raise DlmLensError(
                 f"step {step} of {self.steps}: the model returned NaN logits; check its weights and dtype"
                 f" ({self.dlm.dtype}), and whether dense attention does the same"
@@ -210,7 +210,9 @@ class Loop:
     def _confidence(self, logits: Tensor, wanted: range | Tensor) -> Tensor:
         batch, length = self.tokens.shape
         confidence = torch.full((batch, length + 1), torch.nan, device=logits.device)
-        best = (logits.amax(-1) - logits.float().logsumexp(-1)).exp()
+        # In pieces: in float32 the logits of all would be twice as large.
+        lse = [part.float().logsumexp(-1) for part in logits.split(256, dim=1)]
+        best = (logits.amax(-1) - torch.cat(lse, dim=1)).exp()
         if isinstance(wanted, range):
             confidence[:, wanted.start : wanted.stop] = best
         else:

@@ -15,6 +15,8 @@ from typing import ClassVar
 import torch
 from torch import Tensor
 
+_PROBABILITY_BYTES = 256 << 20
+
 
 @dataclass(frozen=True)
 class Candidates:
@@ -69,6 +71,10 @@ class Sampler(ABC):
         """The positions, counted within the generation region, whose logits this step needs."""
         return range(gen_length)
 
+    def workspace(self, rows: int, vocab: int) -> int:
+        """Bytes that ``commit`` takes beside the logits of so many positions."""
+        return min(16 * rows * vocab, _PROBABILITY_BYTES)
+
     @abstractmethod
     def commit(self, at: Candidates) -> Commitment:
         """What to commit, given the logits of this step."""
@@ -109,6 +115,10 @@ class LowConfidence(Sampler):
                 f" (gen_length {gen_length} / block_length {self.block_length});"
                 f" try {_neighbours(steps, blocks)}"
             )
+
+    def workspace(self, rows: int, vocab: int) -> int:
+        # Drawing takes four copies in float64.
+        return (32 * rows * vocab if self.temperature else 0) + super().workspace(rows, vocab)
 
     def commit(self, at: Candidates) -> Commitment:
         per_block = at.steps * self.block_length // at.gen_length
@@ -205,6 +215,10 @@ class DreamSampler(Sampler):
         if not 0 < self.eps < 1:
             raise ValueError(f"eps={self.eps} must be between 0 and 1, the last time of the grid")
 
+    def workspace(self, rows: int, vocab: int) -> int:
+        # A copy of the open rows, and one in float64; sorting for the nucleus makes four more.
+        return rows * vocab * (12 if self.top_p is None else 44) + super().workspace(rows, vocab)
+
     def commit(self, at: Candidates) -> Commitment:
         logits = self._filtered(at.logits[at.open].double())
         proposal = torch.zeros_like(at.open, dtype=torch.long)
@@ -290,9 +304,18 @@ def _draw(logits: Tensor, temperature: float, generator: torch.Generator) -> Ten
 
 
 def _probability(logits: Tensor, tokens: Tensor) -> Tensor:
-    """softmax(logits)[token] in float64: in float32 many confident positions would tie at 1."""
-    logits = logits.double()
-    return (logits.gather(-1, tokens[..., None])[..., 0] - logits.logsumexp(-1)).exp()
+    """softmax(logits)[token] in float64: in float32 many confident positions would tie at 1.
+
+    A few positions at a time: in float64 the logits of all would take as much as the rest of a step.
+    """
+    rows, chosen = logits.flatten(0, -2), tokens.flatten()
+    probability = torch.empty(chosen.shape, dtype=torch.float64, device=logits.device)
+    few = max(1, _PROBABILITY_BYTES // (16 * rows.shape[-1]))  # float64 twice: the copy and its exponentials
+    for first in range(0, len(rows), few):
+        part = rows[first : first + few].double()
+        best = part.gather(-1, chosen[first : first + few, None])[:, 0]
+        probability[first : first + few] = (best - part.logsumexp(-1)).exp()
+    return probability.view(tokens.shape)
 
 
 def _best(confidence: Tensor, eligible: Tensor, count: int | Tensor) -> Tensor:

@@ -15,8 +15,8 @@ from time import perf_counter
 
 import numpy as np
 
+from dlm_lens.byte_sizes import format_bytes
 from dlm_lens.explorer.widget import explore
-from dlm_lens.recording.memory import format_bytes
 from dlm_lens.trace import open_trace
 from dlm_lens.trace_store import TraceWriter, create_store
 

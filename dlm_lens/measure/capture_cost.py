@@ -18,10 +18,10 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 import dlm_lens as dl
+from dlm_lens.byte_sizes import format_bytes
 from dlm_lens.measure.environment import provenance
 from dlm_lens.measure.shapes import SHAPES, random_of_shape
 from dlm_lens.measure.speed import peak_memory
-from dlm_lens.recording.memory import format_bytes
 
 if TYPE_CHECKING:
     import pandas as pd

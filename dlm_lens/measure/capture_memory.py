@@ -16,8 +16,8 @@ from typing import TYPE_CHECKING
 import torch
 
 import dlm_lens as dl
+from dlm_lens.byte_sizes import format_bytes
 from dlm_lens.recording import FullMaps, LayerAttention
-from dlm_lens.recording.memory import format_bytes
 
 if TYPE_CHECKING:
     from torch import Tensor

@@ -13,6 +13,8 @@ from typing import TYPE_CHECKING, Protocol
 import torch
 from torch import Tensor
 
+from dlm_lens.policies.held import Held, RunSize
+
 if TYPE_CHECKING:
     from dlm_lens.attention import StepContext
     from dlm_lens.models import Spec
@@ -110,6 +112,10 @@ class Policy(ABC):
     def density(self) -> float:
         """Share of the work of dense attention, keys or heads, that a sparse step does; 1.0 for dense attention."""
         return 1.0
+
+    def held(self, size: RunSize) -> Held:
+        """Bytes that a run of this size keeps from step to step, and takes besides in one layer; nothing by default."""
+        return Held()
 
     @property
     def sampler(self) -> Sampler | None:

@@ -24,6 +24,7 @@ from torch import Tensor
 
 from dlm_lens.attention import dense_attention
 from dlm_lens.policies.base import Policy, PolicyRun, RunInfo, StepPlan
+from dlm_lens.policies.held import CHOSEN, Held, RunSize, held_lists
 
 if TYPE_CHECKING:
     from dlm_lens.attention import StepContext
@@ -45,6 +46,8 @@ class ColumnPolicy(Policy):
     sparsity: float = 0.8
     group_size: int = 32
     title: ClassVar[str]
+    union: ClassVar[float] = CHOSEN
+    """How long merged lists of neighbouring groups are, beside those of independent groups (``held_lists``)."""
 
     def __post_init__(self) -> None:
         if not 0 <= self.sparsity < 1:
@@ -61,6 +64,11 @@ class ColumnPolicy(Policy):
     @property
     def density(self) -> float:
         return 1 - self.sparsity
+
+    def held(self, size: RunSize) -> Held:
+        """Lists of every layer, all heads' of the same length."""
+        width = column_budget(self.sparsity, size.length)
+        return held_lists(size, group_size=self.group_size, width=width, union=self.union)
 
 
 def refuse_causal(policy: Policy, info: RunInfo) -> None:

@@ -11,6 +11,7 @@ from torch import Tensor
 from dlm_lens.attention import StepContext
 from dlm_lens.policies.base import CachedPlan, Policy, PolicyRun, RunInfo, StepPlan
 from dlm_lens.policies.columns import refuse_causal
+from dlm_lens.policies.held import Held, RunSize, held_cache
 from dlm_lens.policies.key_value_cache import KeyValueCache, RowPlan
 from dlm_lens.samplers import Sampler, Threshold
 
@@ -53,6 +54,9 @@ class FastDLLM(Policy):
     @property
     def sampler(self) -> Sampler | None:
         return None if self.threshold is None else Threshold(self.threshold, self.block)
+
+    def held(self, size: RunSize) -> Held:
+        return held_cache(size)
 
     def start(self, info: RunInfo) -> PolicyRun:
         refuse_causal(self, info)

@@ -15,6 +15,7 @@ from dlm_lens.policies.columns import (
     refuse_causal,
     select_in_pieces,
 )
+from dlm_lens.policies.held import RANDOM
 
 
 @dataclass(frozen=True)
@@ -28,6 +29,7 @@ class RandomColumns(ColumnPolicy):
     """
 
     title = "Random columns"
+    union = RANDOM
     seed: int = 0
 
     def start(self, info: RunInfo) -> PolicyRun:

@@ -11,6 +11,7 @@ from torch import Tensor
 from dlm_lens.attention import StepContext, dense_attention, dense_attention_and_lse
 from dlm_lens.policies.base import Policy, PolicyRun, RunInfo, StepPlan
 from dlm_lens.policies.columns import spans_of
+from dlm_lens.policies.held import Held, RunSize
 from dlm_lens.policies.sink_mass import SinkHistory, sampled_mass, sinks
 
 
@@ -62,6 +63,12 @@ class SinkAwareHeads(Policy):
     def skipped(self, heads: int) -> int:
         """How many of a layer's ``heads`` a sparse step skips."""
         return min(int(self.prune * heads + 1e-9), heads - 1)  # 0.29 · 100 must not become 28
+
+    def held(self, size: RunSize) -> Held:
+        """Whether every key was a sink of late, for every head of every layer; in a layer, copies of the heads kept."""
+        spec, rows = size.spec, size.batch * size.length
+        copies = rows * (2 * spec.heads + 2 * spec.kv_heads) * spec.head_dim * size.element
+        return Held(spec.layers * rows * spec.heads * self.memory, copies)
 
     def start(self, info: RunInfo) -> PolicyRun:
         if info.spec.causal:

@@ -10,6 +10,7 @@ from torch import Tensor
 from dlm_lens.attention import StepContext, dense_attention_and_lse
 from dlm_lens.policies.base import Policy, PolicyRun, RunInfo, StepPlan
 from dlm_lens.policies.columns import ColumnPattern, Span, column_budget, refuse_causal, select_in_pieces
+from dlm_lens.policies.held import Held, RunSize, held_lists
 from dlm_lens.policies.sink_mass import SinkHistory, sampled_mass, sinks
 from dlm_lens.policies.sliding_window import twice_middles, window_starts
 
@@ -75,6 +76,13 @@ class SinkAwareKV(Policy):
     @property
     def density(self) -> float:
         return self.budget
+
+    def held(self, size: RunSize) -> Held:
+        """Lists, and for every key and head of every layer its mass and whether it was a sink of late."""
+        width = column_budget(1 - self.budget, size.length)
+        lists = held_lists(size, group_size=self.group_size, width=width)
+        keys = size.spec.layers * size.batch * size.spec.heads * size.length
+        return Held(lists.kept + (4 + self.memory) * keys, lists.workspace)
 
     def start(self, info: RunInfo) -> PolicyRun:
         refuse_causal(self, info)

@@ -12,6 +12,7 @@ from torch.nn.functional import pad
 from dlm_lens.attention import StepContext, dense_attention, dense_attention_and_lse
 from dlm_lens.policies.base import Policy, PolicyRun, RunInfo, StepPlan
 from dlm_lens.policies.columns import ColumnPattern, Span, refuse_causal, select_best
+from dlm_lens.policies.held import Held, RunSize, held_lists
 
 
 @dataclass(frozen=True)
@@ -71,6 +72,11 @@ class SparseD(Policy):
     @property
     def density(self) -> float:
         return self.select
+
+    def held(self, size: RunSize) -> Held:
+        blocks = -(-size.length // self.block_size)
+        width = min(blocks, int(blocks * self.select) + 2)  # isolated selection rounds up twice
+        return held_lists(size, group_size=self.block_size, width=width, block=self.block_size)
 
     def selecting_step(self, steps: int) -> int:
         """The step, counted from 0, that chooses the blocks in a run of ``steps``; the earlier ones are dense."""
@@ -134,8 +140,11 @@ class _SparseDRun(PolicyRun):
         scale = q.shape[1] ** -0.5 if self._policy.reference_scale else None
         there = torch.full((blocks,), size, device=q.device)
         there[-1] -= blocks * size - keys
+        missing = blocks * size - keys
         means = [
-            pad(scores, (0, blocks * size - keys)).view(*scores.shape[:3], blocks, size).sum(-1) / there
+            # Padding by nothing would copy all scores.
+            (pad(scores, (0, missing)) if missing else scores).view(*scores.shape[:3], blocks, size).sum(-1)
+            / there
             for _, scores in column_scores(q, k, group_size=size, scale=scale, lse=lse)
         ]
         return torch.cat(means, dim=2)

@@ -11,6 +11,7 @@ from torch import Tensor
 from dlm_lens.attention import StepContext
 from dlm_lens.policies.base import CachedPlan, Policy, PolicyRun, RunInfo, StepPlan
 from dlm_lens.policies.columns import refuse_causal
+from dlm_lens.policies.held import Held, RunSize, held_cache
 from dlm_lens.policies.key_value_cache import KeyValueCache, RowPlan
 
 
@@ -66,6 +67,9 @@ class WindowDiffusion(Policy):
     def label(self) -> str:
         stop = "" if self.early_stop else ", no early stop"
         return f"Window-Diffusion {self.active}/{self.window}{stop}"
+
+    def held(self, size: RunSize) -> Held:
+        return held_cache(size)
 
     def start(self, info: RunInfo) -> PolicyRun:
         refuse_causal(self, info)

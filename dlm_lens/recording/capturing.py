@@ -4,12 +4,14 @@ from collections.abc import Iterable, Sequence
 from os import PathLike
 from typing import TYPE_CHECKING, Any
 
+from dlm_lens.byte_sizes import parse_bytes
 from dlm_lens.denoising import denoise, sampler_of
+from dlm_lens.errors import OutOfMemoryError
 from dlm_lens.policies import Dense, Policy
 from dlm_lens.progress import Progress
 from dlm_lens.recording.base import Statistic
 from dlm_lens.recording.column_mass import ColumnMass
-from dlm_lens.recording.memory import check_budget, estimate_memory, parse_bytes
+from dlm_lens.recording.memory import check_budget, estimate_memory
 from dlm_lens.recording.pooled_map import PooledMap
 from dlm_lens.recording.provenance import provenance
 from dlm_lens.recording.recorder import Recorder, Selection
@@ -60,7 +62,8 @@ def capture(
     Ctrl-C returns the trace of the finished steps; after a kill, ``open_trace(path)`` does.
 
     Raises ``MemoryBudgetError`` if the trace would not fit, ``TraceError`` if ``path`` is taken, and ``ValueError``
-    or ``TypeError`` for arguments that cannot work, all before anything is run or written.
+    or ``TypeError`` for arguments that cannot work, all before anything is run or written. Out of memory midway is an
+    ``OutOfMemoryError`` whose ``trace`` holds the finished steps, as does the one at ``path``.
     """
     steps = gen_length if steps is None else steps
     policy = Dense() if policy is None else policy
@@ -108,19 +111,25 @@ def capture(
         attrs=provenance(dlm) | run,
         path=path,
         overwrite=overwrite,
+        workspace=estimate.on_device,
     )
-    done = denoise(
-        dlm,
-        prompt,
-        gen_length=gen_length,
-        steps=steps,
-        policy=policy,
-        sampler=sampler,
-        cfg_scale=cfg_scale,
-        seed=seed,
-        recorder=recorder,
-        progress=progress,
-    )
+    try:
+        done = denoise(
+            dlm,
+            prompt,
+            gen_length=gen_length,
+            steps=steps,
+            policy=policy,
+            sampler=sampler,
+            cfg_scale=cfg_scale,
+            seed=seed,
+            recorder=recorder,
+            progress=progress,
+        )
+    except OutOfMemoryError as error:
+        if error.step:
+            error.trace = recorder.finish(error.result.tokens, error.result.committed_at, interrupted=True)
+        raise
     return recorder.finish(done.tokens, done.committed_at, done.interrupted)
 
 

@@ -1,17 +1,15 @@
 """What a capture will take, worked out before it starts."""
 
 import math
-import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 from dlm_kernels.common import chunk_budget
 
+from dlm_lens.byte_sizes import format_bytes
 from dlm_lens.errors import MemoryBudgetError
 from dlm_lens.recording.base import BinnedStatistic, Statistic
 
-_UNITS = {"B": 1, "KB": 10**3, "MB": 10**6, "GB": 10**9, "TB": 10**12}
-_UNITS |= {"KIB": 2**10, "MIB": 2**20, "GIB": 2**30, "TIB": 2**40}
 # Tiles of scores and the sums over queries that the statistics are made from; they do not grow with the length.
 _TILES = 3 * (4 << 20)
 
@@ -22,10 +20,12 @@ class MemoryEstimate:
 
     variables : bytes of each variable over all recorded steps, in memory or on disk
     workspace : bytes held besides, while a step is recorded
+    on_device : of the workspace, what lies where the model does; the rest is the computer's own memory
     """
 
     variables: Mapping[str, int]
     workspace: int
+    on_device: int = 0
 
     @property
     def trace(self) -> int:
@@ -69,9 +69,9 @@ def estimate_memory(
     }
     bins = max([s.bins for s in statistics if isinstance(s, BinnedStatistic)], default=1)
     tiles = min(chunk_budget(None, triton=True), 8 * batch * heads * bins * length) if on_gpu else _TILES
-    # The step's values once as recorded and once as written.
     tiles += max((statistic.workspace(on_gpu) for statistic in statistics), default=0)
-    return MemoryEstimate(variables, 2 * sum(step.values()) + tiles)
+    # The step's values once as recorded and once as written.
+    return MemoryEstimate(variables, 2 * sum(step.values()) + tiles, tiles)
 
 
 def check_budget(estimate: MemoryEstimate, budget: int, statistics: Sequence[Statistic], steps: int) -> None:
@@ -93,27 +93,3 @@ def check_budget(estimate: MemoryEstimate, budget: int, statistics: Sequence[Sta
         f"this capture needs {format_bytes(estimate.total)} but memory_budget is {format_bytes(budget)}: {estimate}."
         f" To fit: {'; '.join(advice)}; or raise memory_budget"
     )
-
-
-def parse_bytes(size: int | str) -> int:
-    """Bytes from a number or a text such as ``"2 GB"`` (10⁹) or ``"512 MiB"`` (2²⁰)."""
-    if isinstance(size, int) and not isinstance(size, bool):
-        value = float(size)
-    else:
-        match = re.fullmatch(r"\s*(\d+(?:\.\d+)?)\s*([KMGT]?I?B)\s*", str(size).upper())
-        if not match or match[2] not in _UNITS:
-            raise ValueError(
-                f"{size!r} is no amount of memory; expected bytes or a text such as '2 GB' or '512 MiB'"
-            )
-        value = float(match[1]) * _UNITS[match[2]]
-    if value <= 0:
-        raise ValueError(f"an amount of memory must be positive, got {size!r}")
-    return int(value)
-
-
-def format_bytes(size: int) -> str:
-    """The size with a decimal unit: ``format_bytes(2_100_000) == "2.1 MB"``."""
-    for unit in ("TB", "GB", "MB", "KB"):
-        if size >= _UNITS[unit]:
-            return f"{size / _UNITS[unit]:.1f} {unit}"
-    return f"{size} B"

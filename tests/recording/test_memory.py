@@ -4,9 +4,10 @@ import pytest
 import torch
 
 import dlm_lens as dl
+from dlm_lens.byte_sizes import format_bytes, parse_bytes
 from dlm_lens.errors import MemoryBudgetError
 from dlm_lens.recording import ColumnMass, FullMaps, PooledMap, RowEntropy, estimate_memory
-from dlm_lens.recording.memory import check_budget, format_bytes, parse_bytes
+from dlm_lens.recording.memory import check_budget
 
 
 @pytest.mark.parametrize(
