@@ -141,7 +141,7 @@ def denoise(
         policy=policy,
         sampler=sampler,
         wanted=len(sampler.positions(0, gen_length)),
-        recorder=getattr(recorder, "workspace", 0),  # a recorder need not say
+        recorder=getattr(recorder, "device_bytes", 0),  # a recorder need not say
         chunk=dlm.mlp_chunk,
         compiled=dlm.compiled,
     )

@@ -168,6 +168,9 @@ def room_for(dlm: DLM, demand: Demand) -> Iterator[None]:
 
     Raises ``MemoryBudgetError`` where it surely does not fit even so.
     """
+    if free_bytes(dlm.device) is None:
+        yield
+        return
     needed = run_estimate(dlm, demand)
     before = dlm.mlp_chunk
     if needed.fits is False and before is None and dlm.has_mlp:
@@ -193,7 +196,7 @@ def advice(needed: RunEstimate) -> str:
     demand = needed.demand
     size = demand.size
     said = []
-    if (length := _fitting_length(needed)):
+    if length := _fitting_length(needed):
         said.append(f"at most about {length:,} positions in all")
     if size.batch > 1:
         said.append(f"fewer than {size.batch} rows at a time")

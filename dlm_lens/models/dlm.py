@@ -268,7 +268,7 @@ class DLM:
         if not self.has_mlp:
             raise ValueError(f"the layers of {self.spec.name!r} have no mlp that could be chunked")
         for layer in self.layers:
-            mlp = layer.mlp
+            mlp: Any = layer.mlp
             whole = mlp.whole if isinstance(mlp, ChunkedMLP) else mlp
             if positions is not None:
                 layer.mlp = ChunkedMLP(whole, positions)

@@ -111,7 +111,7 @@ def capture(
         attrs=provenance(dlm) | run,
         path=path,
         overwrite=overwrite,
-        workspace=estimate.on_device,
+        device_bytes=estimate.on_device,
     )
     try:
         done = denoise(

@@ -65,7 +65,7 @@ class Recorder:
     attrs : JSON attributes of the trace
     path : folder of the trace, or None to keep it in memory
     overwrite : whether a trace at ``path`` may be replaced
-    workspace : bytes that reducing a layer takes on the device, for estimates of a run's memory
+    device_bytes : what reducing a layer takes where the model is, in bytes, for estimates of a run's memory
     """
 
     def __init__(
@@ -78,10 +78,10 @@ class Recorder:
         attrs: Mapping[str, Any],
         path: str | PathLike | None = None,
         overwrite: bool = False,
-        workspace: int = 0,
+        device_bytes: int = 0,
     ) -> None:
         self.selection = selection
-        self.workspace = workspace
+        self.device_bytes = device_bytes
         self._start = start.cpu().numpy()
         self._prompt_length = prompt_length
         self._token_texts = token_texts
