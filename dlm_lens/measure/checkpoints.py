@@ -285,8 +285,8 @@ def _wait(device: torch.device) -> None:
 
 
 def _forget(device: torch.device) -> None:
-    gc.collect()
     if device.type == "cuda":
+        gc.collect()
         torch.cuda.empty_cache()
 
 
