@@ -20,6 +20,7 @@ _NAMES: dict[str, str | None] = {
     "Spec": "dlm_lens.models",
     "load": "dlm_lens.models",
     "random_model": "dlm_lens.models",
+    "adapt": "dlm_lens.models",
     "denoise": "dlm_lens.denoising",
     "LowConfidence": "dlm_lens.samplers",
     "Threshold": "dlm_lens.samplers",

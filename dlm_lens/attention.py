@@ -119,7 +119,11 @@ def lens_attention(
         causal = getattr(module, "is_causal", True) if is_causal is None else is_causal
         causal = causal and getattr(module.config, "is_causal", True)
         return _sdpa(query, key, value, attention_mask, causal, scaling, dropout).transpose(1, 2), None
-    layer = int(module.layer_idx)  # type: ignore[arg-type]
+    layer = getattr(module, "layer_idx", None)
+    if layer is None:
+        raise ValueError(
+            f"{type(module).__name__} does not say which layer it is (layer_idx), so no policy can tell layers apart"
+        )
     width = query.shape[3] ** -0.5
     if scaling is not None and scaling != width:  # policies and statistics know one scale only
         query = query * (scaling / width)
@@ -128,11 +132,11 @@ def lens_attention(
     lens.mask = attention_mask if attention_mask is not None and attention_mask.ndim == 4 else None
     with _current(query.device):
         if lens.mask is None:
-            out = lens.run.attend(layer, query, key, value, lens)
+            out = lens.run.attend(int(layer), query, key, value, lens)
         else:
             out = _windowed_attention(query, key, value, lens)
         if lens.recorder is not None:
-            lens.recorder.observe(layer, query, key, lens)
+            lens.recorder.observe(int(layer), query, key, lens)
     return out.transpose(1, 2), None
 
 

@@ -186,6 +186,8 @@ class _Shadow:
         )
 
     def observe(self, layer: int, q: Tensor, k: Tensor, context: StepContext) -> None:
+        if context.mask is not None:  # a window of the model's own, which no policy replaces
+            return
         pattern = self._run.pattern(layer)
         if pattern is not None:
             mean, _ = pattern.retained_mass(q, k)

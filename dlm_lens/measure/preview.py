@@ -94,13 +94,15 @@ class _Observer:
 
     def observe(self, layer: int, q: Tensor, k: Tensor, context: StepContext) -> None:
         self._watch()
-        pattern = context.run.pattern(layer)
+        pattern = context.run.pattern(layer) if context.mask is None else None
         if pattern is not None:
             self.retained[layer] = pattern.retained_mass(q, k)[0][0].float().cpu().numpy()
             self.densities[layer] = pattern.density
         if not self._bins or self._layer not in (None, layer):
             return
-        if pattern is None:
+        if context.mask is not None:
+            self._kept[layer] = _within(context.mask[0, 0].cpu(), self._info, self._bins)
+        elif pattern is None:
             valid = _valid(self._info)
             self._kept[layer] = _pairs(valid, valid, self._info, self._bins)
         else:
@@ -132,6 +134,14 @@ def _named(plan: StepPlan, info: RunInfo) -> Tensor:
 
 def _valid(info: RunInfo) -> Tensor:
     return torch.arange(0 if info.start is None else int(info.start[0]), info.length)
+
+
+def _within(mask: Tensor, info: RunInfo, bins: int) -> Tensor:
+    """Share of all pairs of valid positions that are in ``mask`` bool [L, L], float32 [bins, bins]."""
+    valid = _valid(info)
+    of_bin = torch.nn.functional.one_hot(valid * bins // info.length, bins).float()
+    there = of_bin.sum(0).clamp_min(1)
+    return of_bin.T @ mask[valid][:, valid].float() @ of_bin / there.outer(there)
 
 
 def _pairs(queries: Tensor, keys: Tensor, info: RunInfo, bins: int) -> Tensor:

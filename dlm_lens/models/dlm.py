@@ -66,6 +66,62 @@ class Spec:
     published_length: int | None = None
     rope_theta: float | None = None
 
+    @classmethod
+    def of(
+        cls,
+        model: PreTrainedModel,
+        tokenizer: PreTrainedTokenizerFast | None = None,
+        *,
+        name: str | None = None,
+        mask_id: int | None = None,
+        eos_id: int | None = None,
+        pad_id: int | None = None,
+        logit_shift: bool = False,
+        max_length: int | None = None,
+    ) -> Spec:
+        """The facts of a diffusion model of transformers, for :func:`dlm_lens.adapt`.
+
+        What is not stated is taken from the tokenizer and then from the model's configuration; end-of-text may be the
+        separator, and padding falls back to end-of-text. The family is the configuration's ``model_type``, and ``mlp``
+        the width of a gated MLP of as many weights as a layer has besides attention. Raises ``ValueError`` naming the
+        argument to give where mask or end-of-text are told nowhere.
+        """
+        config = model.config.get_text_config()
+        name = name or config._name_or_path or config.model_type
+        mask = _first_told(mask_id, "mask_id", tokenizer, config)
+        eos = _first_told(eos_id, "eos_id", tokenizer, config)
+        eos = _first_told(eos, "sep_id", tokenizer, config)
+        pad = _first_told(pad_id, "pad_id", tokenizer, config)
+        if mask is None or eos is None:
+            wanted = "mask_id" if mask is None else "eos_id"
+            raise ValueError(
+                f"neither tokenizer nor configuration of {name!r} tells its {wanted}; give Spec.of(…, {wanted}=…)"
+            )
+        heads, hidden = config.num_attention_heads, config.hidden_size
+        kv_heads = getattr(config, "num_key_value_heads", None) or heads
+        head_dim = getattr(config, "head_dim", None) or hidden // heads
+        lists = (module for module in model.base_model.modules() if isinstance(module, nn.ModuleList))
+        layer = next(layers[0] for layers in lists if len(layers) == config.num_hidden_layers)
+        matrices = sum(weight.numel() for weight in layer.parameters() if weight.ndim == 2)
+        return cls(
+            name=name,
+            family=config.model_type,
+            mask_id=mask,
+            eos_id=eos,
+            pad_id=eos if pad is None else pad,
+            bos_id=_first_told(None, "bos_id", tokenizer, config),
+            logit_shift=logit_shift,
+            causal=False,
+            layers=config.num_hidden_layers,
+            heads=heads,
+            kv_heads=kv_heads,
+            head_dim=head_dim,
+            hidden=hidden,
+            mlp=(matrices - 2 * hidden * head_dim * (heads + kv_heads)) // (3 * hidden),
+            vocab=config.vocab_size,
+            max_length=max_length or config.max_position_embeddings,
+        )
+
 
 class DLM:
     """A diffusion language model (or its autoregressive twin), ready to denoise.
@@ -87,12 +143,14 @@ class DLM:
         family: Family | None,
         *,
         head: Callable[[PreTrainedModel, Tensor], Tensor] = language_head,
+        first_position: int = 0,
     ) -> None:
         self.model = model
         self.tokenizer = tokenizer
         self.spec = spec
         self._family = family
         self._head = head
+        self._first_position = first_position
 
     @property
     def backbone(self) -> nn.Module:
@@ -159,7 +217,7 @@ class DLM:
         hidden = self.backbone(
             input_ids=tokens,
             attention_mask=padding_mask,
-            position_ids=positions,
+            position_ids=positions + self._first_position,
             use_cache=False,
             lens=context,
         ).last_hidden_state
@@ -298,6 +356,20 @@ class DLM:
 
 def _names(devices: Sequence[torch.device]) -> str:
     return ", ".join(map(str, devices))
+
+
+def _first_told(
+    stated: int | None, name: str, tokenizer: PreTrainedTokenizerFast | None, config: Any
+) -> int | None:
+    """A special token's id: as stated, or the tokenizer's, or the configuration's, or None; the first of several."""
+    if stated is not None:
+        return stated
+    attribute = name.replace("_id", "_token_id")
+    for source in (tokenizer, config):
+        found = getattr(source, attribute, None)
+        if found is not None:
+            return found[0] if isinstance(found, list) else found
+    return None
 
 
 def make_spec(

@@ -79,6 +79,8 @@ def _row(prompt: Any, tokenizer: PreTrainedTokenizerFast | None, spec: Spec) -> 
         )
     # A chat template writes all special tokens itself; the tokenizer may not add its own before them.
     ids = torch.tensor(tokenizer(text, add_special_tokens=not chat)["input_ids"], dtype=torch.long)
+    if tokenizer.sep_token_id is not None and ids[-1:].tolist() == [tokenizer.sep_token_id]:
+        ids = ids[:-1]  # BERT's tokenizers close the text, which is to go on
     if not len(ids):
         raise ValueError("the prompt is empty; denoising needs at least one token to go by")
     return ids, text

@@ -14,6 +14,8 @@ from typing import ClassVar
 from dlm_kernels import AttentionStatistics, attention_statistics
 from torch import Tensor
 
+from dlm_lens.recording.masked import Placement, masked_statistics
+
 
 @dataclass(frozen=True)
 class LayerAttention:
@@ -22,6 +24,10 @@ class LayerAttention:
     ``q`` [B, H, L, D]; ``k`` [B, Hkv, L, D], Hkv dividing H; ``start`` LongTensor [B], the first valid position
     of each sample, or None; ``causal`` for autoregressive models; ``bins`` shared by all binned statistics; ``lse``
     float32 [B, H, L], the log-sum-exp of the scores where the forward pass has told it.
+
+    ``mask`` bool [B, 1, L, L] is what a layer with a window may attend to, None where it is everything. Where queries
+    are a block of the sequence, ``place`` says which, and ``q`` and ``k`` are as long as it says. ``scale`` is the
+    factor of the scores, 1/√D by default.
     """
 
     q: Tensor
@@ -31,10 +37,25 @@ class LayerAttention:
     bins: int | None
     entropy: bool
     lse: Tensor | None = None
+    mask: Tensor | None = None
+    place: Placement | None = None
+    scale: float | None = None
 
     @cached_property
     def reduced(self) -> AttentionStatistics:
         """The base statistics, made together in one pass when the first of them is asked for."""
+        if self.mask is not None or self.place is not None:
+            everywhere = range(self.q.shape[2])
+            return masked_statistics(
+                self.q,
+                self.k,
+                self.mask,
+                self.place or Placement(everywhere, everywhere, len(everywhere)),
+                scale=self.q.shape[3] ** -0.5 if self.scale is None else self.scale,
+                start=self.start,
+                bins=self.bins,
+                entropy=self.entropy,
+            )
         return attention_statistics(
             self.q,
             self.k,
@@ -50,6 +71,8 @@ class Statistic(ABC):
     """One reduction of the attention of every recorded layer and head; stateless, so any run may use it."""
 
     variable: ClassVar[str]
+    of_windows: ClassVar[bool] = False
+    """Whether it is also defined for layers that attend within a window, or from a block of queries."""
 
     @abstractmethod
     def shape(self, length: int) -> tuple[int, ...]:

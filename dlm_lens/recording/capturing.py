@@ -49,6 +49,7 @@ def capture(
     :func:`dlm_lens.denoise`, and the tokens are the same as without recording. Under a sparse policy the
     statistics still describe dense attention, at the states that the policy leads to, and ``retained_mass``
     tells how much of it the policy kept. With guidance the guided pass is recorded, not the unconditional one.
+    Layers that attend within a window (``dlm.spec.windowed``) are recorded as they attend; no policy replaces them.
 
     Parameters
     ----------
@@ -76,6 +77,7 @@ def capture(
         heads=_numbers("heads", heads, dlm.spec.heads),
         retained_mass=isinstance(policy, Policy) and policy.density < 1,
     )
+    _check_windows(chosen, dlm.spec.windowed)
     if path is not None:
         check_path(path, overwrite)
     encoded = dlm.encode(prompt)
@@ -131,6 +133,18 @@ def capture(
             error.trace = recorder.finish(error.result.tokens, error.result.committed_at, interrupted=True)
         raise
     return recorder.finish(done.tokens, done.committed_at, done.interrupted)
+
+
+def _check_windows(chosen: Selection, windowed: Sequence[int]) -> None:
+    """Raise ``ValueError`` if a statistic is not defined for a layer that is to be recorded."""
+    narrow = [layer for layer in chosen.layers if layer in windowed]
+    for statistic in chosen.statistics:
+        if narrow and not statistic.of_windows:
+            wide = [layer for layer in chosen.layers if layer not in windowed]
+            raise ValueError(
+                f"{statistic} describes attention to all positions, but layers {narrow} attend within a window;"
+                f" record layers={wide}"
+            )
 
 
 def _statistics(statistics: Sequence[Statistic] | None) -> tuple[Statistic, ...]:

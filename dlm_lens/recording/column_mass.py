@@ -16,6 +16,7 @@ class ColumnMass(Statistic):
     """
 
     variable = "column_mass"
+    of_windows = True
 
     def shape(self, length: int) -> tuple[int, ...]:
         return (length,)

@@ -15,6 +15,7 @@ class PooledMap(BinnedStatistic):
     """
 
     variable = "pooled_map"
+    of_windows = True
 
     def shape(self, length: int) -> tuple[int, ...]:
         return (min(self.bins, length),) * 2

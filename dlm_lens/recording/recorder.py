@@ -116,7 +116,8 @@ class Recorder:
         for statistic in chosen.statistics:
             self._values[statistic.variable][:, index] = statistic(attention).cpu().numpy()
         if chosen.retained_mass:
-            kept = _retained_mass(q, k, attention, context.run.pattern(layer))
+            pattern = context.run.pattern(layer) if context.mask is None else None
+            kept = _retained_mass(q, k, attention, pattern)
             heads = list(chosen.heads)
             self._values["retained_mass"][:, index] = kept[: len(self._start), heads].cpu().numpy()
 
@@ -190,6 +191,7 @@ class Recorder:
             bins=chosen.binned[0].bins if chosen.binned else None,
             entropy="row_entropy" in chosen.variables,
             lse=lse,
+            mask=None if context.mask is None else context.mask[:batch],
         )
 
 

@@ -15,6 +15,7 @@ class RowEntropy(BinnedStatistic):
     """
 
     variable = "row_entropy"
+    of_windows = True
 
     def shape(self, length: int) -> tuple[int, ...]:
         return (min(self.bins, length),)
