@@ -21,7 +21,6 @@ from nbformat.v4 import new_code_cell, new_notebook
 from playwright.sync_api import Browser, Locator, Page
 
 KERNELSPEC = {"display_name": "Python 3", "language": "python", "name": "python3"}
-_SAVE_STATE = "@jupyter-widgets/jupyterlab-manager/plugin.jupyterlab-settings"
 _START_SECONDS = 120
 # The page is there before its notebook is, and the notebook before its kernel.
 _READY = """async () => {
@@ -35,11 +34,10 @@ _READY = """async () => {
 
 @dataclass
 class Lab:
-    """A running JupyterLab: its address, its ``folder`` of notebooks, the folder of its user's settings."""
+    """A running JupyterLab: its address, its ``folder`` of notebooks."""
 
     url: str
     folder: Path
-    settings: Path
 
     def write(self, name: str, *cells: str) -> Path:
         """A notebook of code cells."""
@@ -48,12 +46,6 @@ class Lab:
         )
         nbformat.write(notebook, self.folder / name)
         return self.folder / name
-
-    def save_widget_state(self, wanted: bool) -> None:
-        """The setting "Save Widget State Automatically", for pages opened from now on."""
-        path = self.settings / _SAVE_STATE
-        path.parent.mkdir(parents=True, exist_ok=True)
-        path.write_text(json.dumps({"saveState": wanted}), encoding="utf-8")
 
 
 @dataclass
@@ -142,7 +134,7 @@ def running_lab(folder: Path, root: Path) -> Iterator[Lab]:
         "PYTHONPATH": os.pathsep.join(str(path) for path in (root, root / "kernels")),
     }
     port = _free_port()
-    lab = Lab(f"http://127.0.0.1:{port}", notebooks, places["settings"])
+    lab = Lab(f"http://127.0.0.1:{port}", notebooks)
     with open(folder / "lab.log", "w", encoding="utf-8") as log:
         server = subprocess.Popen(
             [

@@ -14,6 +14,8 @@ EXPLORE = (
     "import dlm_lens as dl\ndl.explore(dl.synthetic_trace(steps=6, layers=2, heads=4, length=48, bins=16))"
 )
 NO_MODEL = "model not found"
+# The setting "Save Widget State Automatically", turned on or off
+SAVE_STATE = "@jupyter-widgets/jupyterlab-manager:saveWidgetState"
 
 
 @pytest.fixture(scope="session")
@@ -119,18 +121,26 @@ def measure_a_little(view, explorer):
     assert button.is_enabled()
 
 
-def test_reopened_without_its_kernel_the_still_stands_in(lab, visit):
-    path = lab.write("plain.ipynb", EXPLORE)
-    first = visit(path.name)
-    first.run_all()
-    first.page.locator(".dl-explorer .dl-grid").wait_for(timeout=60_000)
-    still = first.page.locator(".dl-still")
-    still.wait_for(state="hidden")
-    first.wait_until_idle()
-    first.execute("docmanager:save")
-    first.leave()
+@pytest.fixture(scope="module")
+def saved(browser, lab):
+    """``plain.ipynb`` and ``state.ipynb``: one run of a notebook, saved without its widgets' state and with it."""
+    path = lab.write("run.ipynb", EXPLORE)
+    view = open_notebook(browser, lab, path.name)
+    view.run_all()
+    view.page.locator(".dl-explorer .dl-grid").wait_for(timeout=60_000)
+    view.page.locator(".dl-still").wait_for(state="hidden")
+    view.wait_until_idle()
+    view.execute("docmanager:save")
+    shutil.copy(path, lab.folder / "plain.ipynb")
+    view.execute(SAVE_STATE)
+    view.execute("docmanager:save")
+    shutil.copy(path, lab.folder / "state.ipynb")
+    view.execute(SAVE_STATE)
+    view.leave()
 
-    again = visit(path.name)
+
+def test_reopened_without_its_kernel_the_still_stands_in(lab, saved, visit):
+    again = visit("plain.ipynb")
     again.page.locator(".dl-still img").wait_for()
     assert again.page.locator(".dl-still img").evaluate("image => image.naturalWidth") > 600
     again.page.locator(".jupyter-widgets", has_text=NO_MODEL).wait_for(state="hidden")
@@ -138,7 +148,8 @@ def test_reopened_without_its_kernel_the_still_stands_in(lab, visit):
     again.leave()
 
     # From somebody else, JupyterLab does not trust it: widgets are not shown, HTML is sanitised.
-    notebook = json.loads(path.read_text(encoding="utf-8"))
+    notebook = json.loads((lab.folder / "plain.ipynb").read_text(encoding="utf-8"))
+    assert "widgets" not in notebook["metadata"]
     notebook["cells"][0]["source"] = ["# changed"]
     (lab.folder / "foreign.ipynb").write_text(json.dumps(notebook), encoding="utf-8")
     foreign = visit("foreign.ipynb")
@@ -146,18 +157,8 @@ def test_reopened_without_its_kernel_the_still_stands_in(lab, visit):
     assert "run the cell again" in foreign.cell(0).inner_text()
 
 
-def test_saved_with_its_state_it_works_without_a_kernel(lab, visit):
-    path = lab.write("state.ipynb", EXPLORE)
-    lab.save_widget_state(True)
-    first = visit(path.name)
-    first.run_all()
-    first.page.locator(".dl-explorer .dl-grid").wait_for(timeout=60_000)
-    first.wait_until_idle()
-    first.execute("docmanager:save")
-    first.leave()
-    lab.save_widget_state(False)
-
-    again = visit(path.name)
+def test_saved_with_its_state_it_works_without_a_kernel(saved, visit):
+    again = visit("state.ipynb")
     explorer = again.page.locator(".dl-explorer")
     explorer.locator(".dl-grid").wait_for()
     again.execute("kernelmenu:shutdown")
