@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from functools import cache
 
 import torch
 from torch import Tensor
@@ -48,6 +49,7 @@ def random_lists(
     return columns, counts
 
 
+@cache
 def _correlation(share: float, density: float) -> float:
     """Correlation of neighbouring groups' normal scores at which their best keys overlap by ``share``, by bisection."""
     generator = torch.Generator().manual_seed(0)
