@@ -36,7 +36,9 @@ import matplotlib.pyplot as plt
 import pandas as pd
 from matplotlib.figure import Figure
 
+import dlm_lens as dl
 from dlm_lens.measure.environment import versions_and_device
+from dlm_lens.measure.policy_table import code_prompts
 from dlm_lens.plots.style import dark, light
 
 FOLDER = Path(__file__).parent
@@ -72,6 +74,13 @@ def run(
             figure.savefig(arguments.out / file, dpi=150)
             plt.close(figure)
     print(f"{arguments.out / name}.png, .pdf, .csv: {said}")
+
+
+def capture_code(dlm: dl.DLM, length: int, generated: int, steps: int, **recorded: Any) -> dl.Trace:
+    """The run that several figures look at: two pieces of held-out code, continued to ``length`` tokens, of which
+    ``generated`` are generated in ``steps`` steps; ``recorded`` says what :func:`dlm_lens.capture` records of it."""
+    prompts = code_prompts(dlm, 2, length - generated)
+    return dl.capture(dlm, prompts, gen_length=generated, steps=steps, progress=False, **recorded)
 
 
 def write_csv(table: pd.DataFrame, path: Path) -> None:

@@ -1,16 +1,14 @@
-"""How much attention columns and blocks can keep at a budget of keys, in early and late"
-" denoising steps (PulseCol)."""
+"""How much attention columns and blocks can keep at a budget of keys, in early and late denoising steps (PulseCol)."""
 
 from __future__ import annotations
 
 import matplotlib.pyplot as plt
 import pandas as pd
-from common import run
+from common import capture_code, run
 from matplotlib.figure import Figure
 
 import dlm_lens as dl
 from dlm_lens.measure.environment import provenance
-from dlm_lens.measure.policy_table import code_prompts
 from dlm_lens.plots import recall_by_budget
 from dlm_lens.plots.style import palette_of
 
@@ -21,17 +19,10 @@ TOLERANCE = {"recall": (0.02, 0.01)}
 
 
 def measure() -> pd.DataFrame:
-    """Recall by time, layer, granularity and budget: means over heads, steps and two pieces of"
-    " held-out code."""
+    """Recall by time, layer, granularity and budget: means over heads, steps and two pieces of held-out code."""
     dlm = dl.load("tiny")
-    trace = dl.capture(
-        dlm,
-        code_prompts(dlm, 2, LENGTH - GENERATED),
-        gen_length=GENERATED,
-        steps=STEPS,
-        statistics=[dl.Recall()],
-        record_steps=range(0, STEPS, 4),
-        progress=False,
+    trace = capture_code(
+        dlm, LENGTH, GENERATED, STEPS, statistics=[dl.Recall()], record_steps=range(0, STEPS, 4)
     )
     recall = trace["recall"].mean(("sample", "head"))
     early = recall["step"] < EARLY * STEPS

@@ -5,14 +5,13 @@ from __future__ import annotations
 import matplotlib.pyplot as plt
 import numpy as np
 import pandas as pd
-from common import run
+from common import capture_code, run
 from matplotlib.colors import LogNorm
 from matplotlib.figure import Figure
 
 import dlm_lens as dl
 from dlm_lens import metrics
 from dlm_lens.measure.environment import provenance
-from dlm_lens.measure.policy_table import code_prompts
 from dlm_lens.plots.pooled_maps import RANGE
 from dlm_lens.plots.style import dress, palette_of
 
@@ -26,14 +25,8 @@ def measure() -> pd.DataFrame:
     """Maps are multiples of an even share, of one piece of code at the first step; ``heads`` are cosines of the
     pooled maps of two heads, numbered layer by layer, mean over steps and two pieces of held-out code."""
     dlm = dl.load("tiny")
-    trace = dl.capture(
-        dlm,
-        code_prompts(dlm, 2, LENGTH - GENERATED),
-        gen_length=GENERATED,
-        steps=STEPS,
-        statistics=[dl.PooledMap(bins=BINS)],
-        record_steps=range(0, STEPS, 4),
-        progress=False,
+    trace = capture_code(
+        dlm, LENGTH, GENERATED, STEPS, statistics=[dl.PooledMap(bins=BINS)], record_steps=range(0, STEPS, 4)
     )
     pooled = trace["pooled_map"].isel(sample=0, step=0) * BINS
     alike = metrics.head_similarity(trace).mean("sample")

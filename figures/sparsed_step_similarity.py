@@ -5,13 +5,12 @@ from __future__ import annotations
 import matplotlib.pyplot as plt
 import numpy as np
 import pandas as pd
-from common import run
+from common import capture_code, run
 from matplotlib.figure import Figure
 
 import dlm_lens as dl
 from dlm_lens import metrics
 from dlm_lens.measure.environment import provenance
-from dlm_lens.measure.policy_table import code_prompts
 from dlm_lens.plots.selection import step_edges
 from dlm_lens.plots.style import dress, palette_of
 
@@ -28,14 +27,7 @@ def measure() -> pd.DataFrame:
     """``what`` is a head's step-by-step cosine of its pooled maps, that of all heads, or a quantile over heads of the
     overlap of neighbouring steps; means over two pieces of held-out code."""
     dlm = dl.load("tiny")
-    trace = dl.capture(
-        dlm,
-        code_prompts(dlm, 2, LENGTH - GENERATED),
-        gen_length=GENERATED,
-        steps=STEPS,
-        statistics=[dl.ColumnMass(), dl.PooledMap(bins=32)],
-        progress=False,
-    )
+    trace = capture_code(dlm, LENGTH, GENERATED, STEPS, statistics=[dl.ColumnMass(), dl.PooledMap(bins=32)])
     cosine = metrics.step_similarity(trace, "pooled_map").mean("sample").isel(step=slice(None, None, EVERY))
     cosine = cosine.isel(step_other=slice(None, None, EVERY))
     maps = {
