@@ -192,7 +192,8 @@ def checkpoint_of(shape: str, length: int, folder: Path | None) -> Iterator[tupl
     """
     target = Path(tempfile.mkdtemp(prefix=f"{shape}-", dir=folder))
     try:
-        random = random_of_shape(shape, length)
+        published = SHAPES[shape].max_length
+        random = random_of_shape(shape, published)
         device, dtype = random.device, random.dtype
         writing = perf_counter()
         random.save(target)
@@ -200,7 +201,7 @@ def checkpoint_of(shape: str, length: int, folder: Path | None) -> Iterator[tupl
         del random
         _forget(device)
         loading = perf_counter()
-        dlm = dl.load(target, dtype=dtype)
+        dlm = dl.load(target, dtype=dtype, max_length=max(length, published), progress=False)
         _wait(dlm.device)
         loaded = perf_counter() - loading
         files = sorted(target.glob("*.safetensors"))
