@@ -302,8 +302,11 @@ class DLM:
         """This model with every layer compiled, in place; ``options`` are those of ``torch.compile``.
 
         Norms, RoPE and SwiGLU are fused, which at long context is a quarter of all but attention; attention itself and
-        whatever a policy does there stay as they are. One layer is compiled, for it serves all, at the first step of
-        each new kind of shape: seconds on a GPU. Needs a C++ compiler on a CPU. Rounding differs slightly.
+        whatever a policy does there stay as they are. One layer is compiled, for it serves all: at the first
+        step, and once more, then for any length, at the first step of a second length; tens of seconds on a GPU. At
+        LLaDA-8B's shape on an H200 a dense step shrinks from 131 to 106 ms at 4,096 tokens, from 1,873 to 1,681 at
+        32,768 and from 5,493 to 5,099 at 65,536, and its activations by a quarter: worth it for runs of many steps.
+        Needs a C++ compiler on a CPU. Rounding differs slightly.
         """
         for layer in self.layers:
             layer.compile(**options)
