@@ -252,9 +252,20 @@ def test_estimates_are_near_the_peaks_on_this_gpu(policy):
 
 
 @pytest.mark.gpu
-def test_a_gpu_that_is_too_full_is_told_from_one_that_is_not():
-    dlm = dl.random_model("llada", hidden=256, heads=4, vocab=64, max_length=2**22, device="cuda")
+def test_a_full_gpu_refuses_before_and_lets_go_midway(monkeypatch):
+    dlm = dl.random_model("llada", hidden=256, heads=4, vocab=64, max_length=1 << 17, device="cuda")
+    run = {"gen_length": 8, "steps": 2, "progress": False}
+    prompt = torch.full(((1 << 17) - 8,), 3)
     free = memory.free_bytes(dlm.device)
     assert 0 < free <= torch.cuda.get_device_properties(dlm.device).total_memory
-    with pytest.raises(dl.MemoryBudgetError, match="positions in all"):
-        dl.denoise(dlm, torch.full((2**22 - 8,), 3).expand(256, -1), gen_length=8, progress=False)
+    filler = torch.empty(free - (400 << 20), dtype=torch.uint8, device="cuda")
+    with pytest.raises(dl.MemoryBudgetError, match="positions in all") as error:
+        dl.denoise(dlm, prompt, **run)
+    assert not isinstance(error.value, dl.OutOfMemoryError)
+    held = torch.cuda.memory_allocated()
+    monkeypatch.setattr(memory, "free_bytes", lambda device: 1 << 50)
+    with pytest.raises(dl.OutOfMemoryError, match="step 0 of 2"):
+        dl.denoise(dlm, prompt, **run)
+    assert torch.cuda.memory_allocated() <= held + (64 << 20)  # cuBLAS may have come
+    del filler
+    assert len(dl.denoise(dlm, prompt, **run).timings) == 2

@@ -30,7 +30,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 import dlm_lens as dl
-from dlm_lens.measure.environment import provenance
+from dlm_lens.measure.environment import can_attend, provenance
 from dlm_lens.measure.run_memory import estimate
 from dlm_lens.measure.shapes import SHAPES, random_of_shape
 from dlm_lens.measure.speed import peak_memory
@@ -257,8 +257,7 @@ def _capture(session: Session, bench: Bench, length: int, shortest: int) -> None
 
 def _jobs(bench: Bench, length: int, *, few: bool) -> list[tuple[Policy, int]]:
     """Policies and their steps; with ``few``, dense attention and PulseCol, one step of each kind or two."""
-    flash = bench.dlm.device.type == "cuda"
-    policies = line_up(bench.dlm.spec.family, flash=flash)
+    policies = line_up(bench.dlm.spec.family, flash=can_attend(bench.dlm, "flash"))
     if few:
         pulse = next(policy for policy in policies if isinstance(policy, dl.PulseCol))
         return [(policies[0], 1), (NoAttention(), 2), (replace(pulse, refresh_count=1), 3)]
