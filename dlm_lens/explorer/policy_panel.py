@@ -6,6 +6,7 @@ time: a measurement goes before a preview, of previews only the newest is made, 
 
 from __future__ import annotations
 
+import json
 import math
 import threading
 import time
@@ -282,7 +283,7 @@ def _positive(message: Message, name: str) -> int:
 
 def _check_same(trace: Trace, dlm: DLM) -> None:
     """Names may differ, for a hub id and a folder can be the same model."""
-    own = asdict(dlm.spec)
+    own = json.loads(json.dumps(asdict(dlm.spec)))  # as in a trace: tuples are lists there
     for name, value in trace.spec.items():
         if name != "name" and own.get(name) != value:
             raise ValueError(
