@@ -3,8 +3,8 @@
 A prompt goes to :func:`denoise`, which asks a policy for a plan of each step and runs the model once; in every
 layer the attention function hands ``q, k, v`` to the policy and, while capturing, to a recorder that reduces
 them to statistics at once. :func:`capture` returns those statistics as a :class:`Trace`; ``metrics`` and
-``plots`` read traces, :func:`explore` shows one, and :func:`compare` measures policies against dense attention;
-:func:`schedule` tells beforehand what they can save.
+``plots`` read traces, :func:`explore` shows one, and :func:`compare` measures policies against dense attention,
+:func:`sweep` whole grids of them; :func:`schedule` tells beforehand what they can save.
 
 Names are loaded on first use, so importing the package costs neither PyTorch nor widget code.
 """
@@ -49,6 +49,9 @@ _NAMES: dict[str, str | None] = {
     "compare": "dlm_lens.measure",
     "schedule": "dlm_lens.measure",
     "estimate": "dlm_lens.measure",
+    "sweep": "dlm_lens.sweeps",
+    "Grid": "dlm_lens.sweeps",
+    "open_sweep": "dlm_lens.sweeps",
     "context_influence": "dlm_lens.measure",
     "drift_since_decoding": "dlm_lens.measure",
     "explore": "dlm_lens.explorer",

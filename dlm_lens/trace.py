@@ -2,6 +2,7 @@
 
 import html
 import json
+from collections.abc import Mapping
 from os import PathLike
 from typing import Any
 
@@ -218,11 +219,14 @@ class Trace:
         return f"<table><caption>Trace</caption>{rows}</table>"
 
 
-def open_trace(path: str | PathLike) -> Trace:
+def open_trace(path: str | PathLike, *, chunks: Mapping[str, int] | None = None) -> Trace:
     """Open a saved trace without reading its statistics; they are read when used.
+
+    ``chunks`` are those of ``xarray.open_zarr``: with them variables are Dask arrays, ``{}`` having one task per chunk
+    on disk (a step, or some layers of a large one). That needs Dask: ``pip install "dlm-lens[scale]"``.
 
     The trace of an interrupted run opens with the steps it finished. Raises ``TraceError`` naming the path
     and what is wrong: nothing there, not a trace, foreign Zarr data, missing arrays or chunks, no finished
     step.
     """
-    return Trace(read_dataset(path))
+    return Trace(read_dataset(path, chunks))

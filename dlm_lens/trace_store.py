@@ -12,6 +12,7 @@ import json
 import math
 import shutil
 from collections.abc import Mapping, Sequence
+from importlib.util import find_spec
 from itertools import product
 from os import PathLike, fspath
 from pathlib import Path
@@ -209,18 +210,22 @@ def is_trace(folder: Path) -> bool:
         return False
 
 
-def read_dataset(store: Any) -> xr.Dataset:
-    """The finished steps of a store or path as a lazy dataset.
+def read_dataset(store: Any, chunks: Mapping[str, int] | None = None) -> xr.Dataset:
+    """The finished steps of a store or path as a lazy dataset; of Dask arrays with ``chunks``.
 
     Raises ``TraceError`` saying what is wrong: not there, no trace, foreign or newer data, missing parts.
     """
+    if chunks is not None and find_spec("dask") is None:
+        raise ImportError('chunks make Dask arrays, but Dask is missing: pip install "dlm-lens[scale]"')
     where = f"{fspath(store)}" if isinstance(store, str | PathLike) else "the trace in memory"
     group = _open_group(store, where)
     finished = _check(group, where)
     if isinstance(store, str | PathLike):
         _check_files(Path(store), group, finished)
     try:
-        dataset = xr.open_zarr(store, consolidated=False, zarr_format=3, chunks=None)
+        dataset = xr.open_zarr(
+            store, consolidated=False, zarr_format=3, chunks=None if chunks is None else dict(chunks)
+        )
         dataset = dataset.assign_coords(group.attrs.get("labels", {}))
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise TraceError(f"{where} is damaged: {error}") from error
@@ -229,7 +234,10 @@ def read_dataset(store: Any) -> xr.Dataset:
         dataset.attrs.pop(name, None)
     if len(finished) < dataset.sizes["step"]:
         dataset = dataset.isel(step=finished)
-    return dataset.assign(kind=("step", np.array(KINDS)[dataset["kind"].values]))
+    kinds = np.array(KINDS)[
+        group["kind"][:][finished]
+    ]  # read at once: so small, and no number on disk means a kind
+    return dataset.assign(kind=("step", kinds))
 
 
 def _open_group(store: Any, where: str) -> zarr.Group:

@@ -28,7 +28,7 @@ LAYERS = [
         "recording",
         "pruning",
     },
-    {"metrics", "measure"},
+    {"metrics", "measure", "sweeps"},
     {"plots", "explorer"},
     {"cli", "demo", "training"},
 ]
@@ -65,7 +65,17 @@ def layer(name: str) -> int:
 
 
 def test_importing_the_package_loads_nothing_heavy():
-    heavy = {"torch", "transformers", "matplotlib", "pandas", "xarray", "zarr", *WIDGETS}
+    heavy = {
+        "torch",
+        "transformers",
+        "matplotlib",
+        "pandas",
+        "xarray",
+        "zarr",
+        "dask",
+        "distributed",
+        *WIDGETS,
+    }
     code = f"import sys, dlm_lens, dlm_lens.cli; print(*sorted({heavy!r} & set(sys.modules)))"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True, cwd=ROOT)
     assert done.stdout.split() == []

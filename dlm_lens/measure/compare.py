@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from os import PathLike
@@ -16,12 +15,12 @@ from dlm_lens.measure import tasks as task_module
 from dlm_lens.measure.audit import Audit, audit_names, reopened
 from dlm_lens.measure.audit import audit as run_audit
 from dlm_lens.measure.environment import can_attend, provenance
-from dlm_lens.measure.fidelity import Fidelity, run_info, walk
+from dlm_lens.measure.fidelity import run_info, walk
+from dlm_lens.measure.lineup import labels_of, lineup_of, prompt_sets
 from dlm_lens.measure.rounds import Measurements, fingerprint, weights_fingerprint
-from dlm_lens.measure.rows import FLASH2, round_rows, with_speedups
+from dlm_lens.measure.rows import FLASH2, backends_of, nearness, round_rows, with_speedups
 from dlm_lens.measure.speed import Run, timed_runs
-from dlm_lens.policies import Dense, Policy, RandomColumns
-from dlm_lens.policies.dense import BACKENDS
+from dlm_lens.policies import Policy
 from dlm_lens.progress import Bar, Progress
 from dlm_lens.samplers import Sampler
 
@@ -108,8 +107,8 @@ def compare(
         raise ValueError(f"repeats={repeats} must be at least 1")
     record = provenance(dlm, seed=seed)
     flash2 = can_attend(dlm, "flash") and record["dense_backend"] != FLASH2
-    lineup = _lineup(policies, control=control and not dlm.spec.causal, flash2=flash2)
-    sets, by_label = _prompt_sets(prompts), dict(zip(_labels(lineup), lineup, strict=True))
+    lineup = lineup_of(policies, control=control and not dlm.spec.causal, flash2=flash2)
+    sets, by_label = prompt_sets(prompts), dict(zip(labels_of(lineup), lineup, strict=True))
     what = _Comparison(
         dlm,
         prompts=sets,
@@ -240,7 +239,7 @@ class _Comparison:
         bar.note(f"{name}: fidelity")
         prompt, lineup = self.prompts[name], list(self.policies.values())
         found = walk(self.dlm, prompt, lineup, **self.run, progress=bar.within())
-        near = {label: _nearness(fidelity) for label, fidelity in zip(self.policies, found, strict=True)}
+        near = {label: nearness(fidelity) for label, fidelity in zip(self.policies, found, strict=True)}
         done.add(("fidelity", name), near)
         bar.update()
 
@@ -261,11 +260,7 @@ class _Comparison:
 
     def rows(self, done: Measurements, fastest: str) -> list[dict[str, Any]]:
         """The rows of the table; ``fastest`` is the backend that Dense took."""
-        backends = {
-            label: fastest if policy.backend is None else BACKENDS[policy.backend][1]
-            for label, policy in self.policies.items()
-            if isinstance(policy, Dense)
-        }
+        backends = backends_of(self.policies, fastest)
         rows = []
         for name in self.prompts:
             rounds = [done["round", name, number] for number in range(self.repeats)]
@@ -275,55 +270,3 @@ class _Comparison:
                 accuracy = done["accuracy", label] if self.tasks else math.nan
                 rows.append({"policy": label, "prompts": name, **row, **near[label], "accuracy": accuracy})
         return rows
-
-
-def _nearness(found: Fidelity) -> dict[str, float]:
-    """The columns that a fidelity fills; what cached steps leave out is not measured, so it must not look like none."""
-    known = not found.steps["kind"].eq("cached").any()
-    return {
-        "argmax_agreement": found.agreement,
-        "kl": found.kl,
-        "retained_mass": found.retained_mean if known else math.nan,
-        "retained_worst_layer": found.retained_worst_layer if known else math.nan,
-    }
-
-
-def _lineup(policies: Sequence[Policy], *, control: bool, flash2: bool) -> list[Policy]:
-    """Dense first, then FlashAttention-2 if asked for, then the policies given, each once, then a random control
-    for every budget that lacks one."""
-    if isinstance(policies, Policy):
-        policies = [policies]
-    lineup: list[Policy] = [Dense(), *([Dense("flash")] if flash2 else [])]
-    for policy in policies:
-        if not isinstance(policy, Policy):
-            raise TypeError(
-                f"policies holds {policy!r}, a {type(policy).__name__}; expected policies such as Dense()"
-            )
-        if policy not in lineup:
-            lineup.append(policy)
-    if control:
-        present = {_sparsity(policy) for policy in lineup if isinstance(policy, RandomColumns)}
-        for policy in list(lineup):
-            if policy.density < 1 and (sparsity := _sparsity(policy)) not in present:
-                group_size = getattr(policy, "group_size", RandomColumns.group_size)
-                lineup.append(RandomColumns(sparsity=sparsity, group_size=group_size))
-                present.add(sparsity)
-    return lineup
-
-
-def _sparsity(policy: Policy) -> float:
-    return round(1 - policy.density, 6)  # without the digits that subtracting from 1 leaves
-
-
-def _labels(policies: Sequence[Policy]) -> list[str]:
-    """Labels, spelt out in full where two policies would share one."""
-    counts = Counter(policy.label for policy in policies)
-    return [policy.label if counts[policy.label] == 1 else repr(policy) for policy in policies]
-
-
-def _prompt_sets(prompts: Any) -> dict[str, Any]:
-    if not isinstance(prompts, Mapping):
-        return {"prompt": prompts}
-    if not prompts:
-        raise ValueError("prompts={} holds no prompt set; expected a dict of name → prompt")
-    return {str(name): prompt for name, prompt in prompts.items()}

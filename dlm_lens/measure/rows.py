@@ -12,9 +12,11 @@ import torch
 
 from dlm_lens.measure.schedule import replay, schedule_of
 from dlm_lens.measure.tables import KINDS
-from dlm_lens.policies import Policy, RunInfo
+from dlm_lens.policies import Dense, Policy, RunInfo
+from dlm_lens.policies.dense import BACKENDS
 
 if TYPE_CHECKING:
+    from dlm_lens.measure.fidelity import Fidelity
     from dlm_lens.measure.schedule import Schedule
     from dlm_lens.measure.speed import Run
 
@@ -114,3 +116,23 @@ def with_speedups(
         }
         for _, row, total in sorted(ordered, key=lambda entry: (entry[0], entry[1]["repetition"]))
     ]
+
+
+def nearness(found: Fidelity) -> dict[str, float]:
+    """The columns that a fidelity fills; what cached steps leave out is not measured, so it must not look like none."""
+    known = not found.steps["kind"].eq("cached").any()
+    return {
+        "argmax_agreement": found.agreement,
+        "kl": found.kl,
+        "retained_mass": found.retained_mean if known else math.nan,
+        "retained_worst_layer": found.retained_worst_layer if known else math.nan,
+    }
+
+
+def backends_of(policies: Mapping[str, Policy], fastest: str) -> dict[str, str]:
+    """The dense policies by label and what each runs on; ``fastest`` is the backend that :class:`Dense` takes."""
+    return {
+        label: fastest if policy.backend is None else BACKENDS[policy.backend][1]
+        for label, policy in policies.items()
+        if isinstance(policy, Dense)
+    }
