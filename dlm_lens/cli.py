@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, NoReturn
 
 import dlm_lens as dl
+from dlm_lens.byte_sizes import parse_bytes
 from dlm_lens.errors import DlmLensError
 from dlm_lens.policy_names import POLICIES, budget_of, policy_of
 
@@ -68,6 +69,7 @@ def parser() -> argparse.ArgumentParser:
         "--against", type=Path, metavar="TRACE", help="a second trace, shown beside the first"
     )
     explore.add_argument("--html", required=True, type=Path, help="file to write")
+    explore.add_argument("--size", default="25 MB", help="largest size of the file (%(default)s)")
     explore.set_defaults(run=_explore)
 
     compare = commands.add_parser("compare", help="measure speed and quality of policies side by side")
@@ -155,7 +157,8 @@ def _explore(options: argparse.Namespace) -> int:
     from dlm_lens.explorer.page import page
 
     against = None if options.against is None else dl.open_trace(options.against)
-    text = page(dl.open_trace(options.trace), against=against, progress=True)
+    size = parse_bytes(options.size)
+    text = page(dl.open_trace(options.trace), max_bytes=size, against=against, progress=True)
     options.html.write_text(text, encoding="utf-8")
     print(f"{options.html} ({options.html.stat().st_size / 1e6:.1f} MB); open it in a browser")
     return 0

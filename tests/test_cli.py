@@ -58,6 +58,8 @@ def test_explore_writes_one_file(trace_path, tmp_path, capsys):
     assert main(["explore", str(trace_path), "--html", str(page)]) == 0
     assert "<html" in page.read_text()
     assert str(page) in capsys.readouterr().out
+    assert main(["explore", str(trace_path), "--html", str(page), "--size", "600 kB"]) == 0
+    assert page.stat().st_size <= 600_000
     assert main(["explore", str(trace_path), "--against", str(trace_path), "--html", str(page)]) == 0
     assert "tiny A against tiny B · dlm-lens" in page.read_text()
 

@@ -81,6 +81,13 @@ def test_importing_the_package_loads_nothing_heavy():
     assert done.stdout.split() == []
 
 
+def test_pages_are_written_without_widgets():
+    # tqdm takes ipywidgets where it finds them.
+    code = "import sys, dlm_lens.explorer.page; print(*{'anywidget'} & set(sys.modules))"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True, cwd=ROOT)
+    assert done.stdout.split() == []
+
+
 @pytest.mark.parametrize("name", dlm_lens.__all__)
 def test_public_name_resolves(name):
     assert getattr(dlm_lens, name) is not None
