@@ -200,7 +200,7 @@ class _Means:
         group = (index * len(self._edges) + edge) * _QUARTERS + quarter
         self._counts.index_add_(0, group, torch.ones_like(group))
         for (layer, name), values in changes.items():
-            self._sums[layer, TENSORS.index(name)].index_add_(1, group, values.double())
+            self._sums[layer, TENSORS.index(name)].index_add_(1, group, values.double().to(group.device))
 
     def table(self) -> pd.DataFrame:
         """One row per group that has members, layer and tensor."""

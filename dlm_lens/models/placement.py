@@ -83,8 +83,7 @@ def connect(model: PreTrainedModel, placement: Placement) -> None:
     """Let what passes from module to module of a model on several devices follow them, by hooks of accelerate."""
     from accelerate import dispatch_model
 
-    devices = {name: device.index for name, device in placement.devices.items()}
-    dispatch_model(model, device_map=devices, main_device=model.device.index)
+    dispatch_model(model, device_map=placement.devices, main_device=model.device)
 
 
 def weight_bytes(model: PreTrainedModel, placement: Placement) -> dict[torch.device, int]:
@@ -129,7 +128,9 @@ def _spread(model: PreTrainedModel, max_memory: MaxMemory | None) -> Placement:
             f" ({', '.join(f'{key}: {_amount(size)}' for key, size in memory.items() if key != 'cpu')}): {left[0]} and"
             f" {len(left) - 1} more modules are left over. Use a dtype of fewer bytes, more GPUs, or raise max_memory"
         )
-    return Placement({name: _device(where) for name, where in devices.items()})
+    placed = {name: _device(where) for name, where in devices.items()}
+    # Where the first layer is: it is shown the hidden states only for their dtype, but they would be copied to it.
+    return Placement(placed | {"model.rotary_emb": placed.get("", placed["model.embed_tokens"])})
 
 
 def _check_map(model: PreTrainedModel, chosen: Placement) -> None:
