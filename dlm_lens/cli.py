@@ -5,29 +5,29 @@ from __future__ import annotations
 import argparse
 import sys
 from collections.abc import Sequence
+from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING, NoReturn
 
 import dlm_lens as dl
 from dlm_lens.byte_sizes import parse_bytes
 from dlm_lens.errors import DlmLensError
-from dlm_lens.policy_names import POLICIES, budget_of, policy_of
+from dlm_lens.policy_names import POLICIES, SAMPLERS, budget_of, policy_of
 
 if TYPE_CHECKING:
     from dlm_lens.samplers import Sampler
 
-SAMPLERS = {
-    "low-confidence": "LowConfidence",
-    "threshold": "Threshold",
-    "dream": "DreamSampler",
-    "left-to-right": "LeftToRight",
-}
 INTERRUPTED = 130  # what shells report for a command ended by Ctrl-C
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run one command and return its exit status: 0, 2 after an error, 130 after Ctrl-C."""
-    options = parser().parse_args(arguments)
+    root = parser()
+    options, rest = root.parse_known_args(arguments)
+    if options.run is _eval:
+        options.rest = rest
+    elif rest:
+        root.error(f"unrecognized arguments: {' '.join(rest)}")
     try:
         return options.run(options)
     except (DlmLensError, ValueError, TypeError, OSError) as error:
@@ -102,6 +102,21 @@ def parser() -> argparse.ArgumentParser:
     schedule.add_argument("--gen-length", type=int, default=1024, help="of them generated (%(default)s)")
     schedule.add_argument("--steps", type=int, help="denoising steps (default: as many as are generated)")
     schedule.set_defaults(run=_schedule)
+
+    retrieval = commands.add_parser("retrieval-task", help="write retrieval questions as a task for lm-eval")
+    retrieval.add_argument("--out", required=True, type=Path, help="folder to write to")
+    retrieval.add_argument("--name", default="retrieval", help="of the task (%(default)s)")
+    retrieval.add_argument("--model", default="tiny", help="whose tokenizer counts the tokens (%(default)s)")
+    retrieval.add_argument("--questions", type=int, default=32, metavar="N", help="(%(default)s)")
+    retrieval.add_argument("--length", type=int, default=512, help="tokens, answer included (%(default)s)")
+    retrieval.add_argument("--variant", default="single", help="as in dlm_lens.tasks.retrieval (%(default)s)")
+    retrieval.add_argument("--seed", type=int, default=0)
+    retrieval.set_defaults(run=_retrieval_task)
+
+    evaluate = commands.add_parser(
+        "eval", add_help=False, help="lm-eval's own command line, with the model type dlm_lens"
+    )
+    evaluate.set_defaults(run=_eval)
 
     info = commands.add_parser("info", help="say what a trace holds")
     info.add_argument("trace", type=Path)
@@ -209,6 +224,33 @@ def _schedule(options: argparse.Namespace) -> int:
     gen_length = options.gen_length
     print(dl.schedule(policy, steps, options.shape, prompt_length=prompt_length, gen_length=gen_length))
     return 0
+
+
+def _retrieval_task(options: argparse.Namespace) -> int:
+    _need_lm_eval()
+    from dlm_lens.eval import write_task
+
+    dlm = dl.load(options.model, device="cpu")
+    items = dl.tasks.retrieval(
+        dlm, options.questions, length=options.length, variant=options.variant, seed=options.seed
+    )
+    print(f"{write_task(items, options.out, options.name)}; ask it with")
+    how = f"--model_args pretrained={options.model},policy=pulsecol"
+    print(f"  dlm-lens eval --model dlm_lens {how} --include_path {options.out} --tasks {options.name}")
+    return 0
+
+
+def _eval(options: argparse.Namespace) -> int:
+    _need_lm_eval()
+    from dlm_lens.eval import main as lm_eval_main
+
+    lm_eval_main(options.rest)
+    return 0
+
+
+def _need_lm_eval() -> None:
+    if find_spec("lm_eval") is None:
+        raise DlmLensError("lm-eval is not installed; pip install 'dlm-lens[eval]'")
 
 
 def _info(options: argparse.Namespace) -> int:

@@ -1,4 +1,4 @@
-"""Policies by a name and one number: how people choose them at a command line or in the explorer."""
+"""Policies and samplers by name: how people choose them at a command line or in the explorer."""
 
 from __future__ import annotations
 
@@ -24,18 +24,27 @@ POLICIES = {
     "streaming-llm": "StreamingLLM",
     "random": "RandomColumns",
 }
+SAMPLERS = {
+    "low-confidence": "LowConfidence",
+    "threshold": "Threshold",
+    "dream": "DreamSampler",
+    "left-to-right": "LeftToRight",
+}
 _BUDGETS = ("sparsity", "select", "budget")
 
 
-def policy_of(name: str, sparsity: float | None = None) -> Policy:
-    """The policy called ``name`` in ``POLICIES``, with its published parameters but for its ``sparsity``.
+def policy_of(name: str, sparsity: float | None = None, **parameters: Any) -> Policy:
+    """The policy called ``name`` in ``POLICIES``, with its published parameters but for these and its ``sparsity``.
 
     ``sparsity`` is the share of keys left out, whatever the policy calls that (:func:`budget_of`). Raises ValueError
-    for an unknown name, for a sparsity that the policy refuses, or if it has none.
+    for an unknown name or parameter, for values that the policy refuses, or for a sparsity if it has none.
     """
     if name not in POLICIES:
         raise ValueError(f"unknown policy {name!r}: choose from {', '.join(POLICIES)}")
-    policy = getattr(dl, POLICIES[name])()
+    kind = getattr(dl, POLICIES[name])
+    if unknown := sorted(parameters.keys() - (known := parameters_of(kind))):
+        raise ValueError(f"{name} has no parameter {', '.join(unknown)}; it has {', '.join(known) or 'none'}")
+    policy = kind(**parameters)
     if sparsity is None:
         return policy
     if budget_of(name) is None:
@@ -64,6 +73,11 @@ def budget_of(name: str) -> str | None:
     return _budget(getattr(dl, POLICIES[name]))
 
 
+def parameters_of(kind: Any) -> list[str]:
+    """Names of the parameters of a policy or sampler, given as a class or an object."""
+    return [field.name for field in fields(kind)]
+
+
 def _budget(policy: Any) -> str | None:
-    parameters = {field.name for field in fields(policy)}
+    parameters = parameters_of(policy)
     return next((known for known in _BUDGETS if known in parameters), None)

@@ -1,4 +1,5 @@
 import io
+import json
 import re
 import signal
 import subprocess
@@ -201,6 +202,71 @@ def test_what_is_not_a_trace_is_refused(capsys, tmp_path):
 def test_tables_that_cannot_be_written_are_refused_before_measuring(capsys, tmp_path):
     assert ".csv or .json" in refused(capsys, "compare", *RUN, "--out", tmp_path / "t.txt")
     assert "no folder" in refused(capsys, "compare", *RUN, "--out", tmp_path / "nowhere" / "t.csv")
+
+
+def test_retrieval_task_says_how_to_ask_it(tmp_path, capsys):
+    command = [
+        "retrieval-task",
+        "--out",
+        str(tmp_path),
+        "--name",
+        "hops",
+        "--variant",
+        "two_hop",
+        "--length",
+        "96",
+    ]
+    assert main([*command, "--questions", "3"]) == 0
+    text = capsys.readouterr().out
+    assert f"--include_path {tmp_path} --tasks hops" in text
+    assert len((tmp_path / "hops.jsonl").read_text().splitlines()) == 3
+    assert (tmp_path / "hops.yaml").is_file()
+    assert "unknown task variant 'none'" in refused(capsys, *command, "--variant", "none")
+
+
+@pytest.mark.slow
+def test_eval_is_lm_evals_own_command(tmp_path):
+    """All the way from a shell, with nothing from a network."""
+    asked = ["retrieval-task", "--out", str(tmp_path), "--questions", "2", "--length", "96"]
+    assert main(asked) == 0
+    model = ["--model", "dlm_lens", "--model_args", "pretrained=tiny,policy=pulsecol,sparsity=0.6,steps=2"]
+    task = ["--include_path", tmp_path, "--tasks", "retrieval", "--output_path", tmp_path / "out"]
+    command = [
+        sys.executable,
+        "-m",
+        "dlm_lens.cli",
+        "eval",
+        *model,
+        *task,
+        "--batch_size",
+        "2",
+        "--device",
+        "cpu",
+    ]
+    done = subprocess.run(command, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    assert re.search(r"\|retrieval\|.*\|exact_match", done.stdout)
+    (results,) = (tmp_path / "out").rglob("results_*.json")
+    config = json.loads(results.read_text())["config"]
+    assert config["model_args"]["sparsity"] == 0.6
+    assert config["dlm_lens"]["policy"] == "PulseCol 60%"
+    assert config["dlm_lens"]["denoising_steps"].keys() == {"refresh", "sparse"}
+
+
+def test_eval_hands_everything_on(monkeypatch, capsys):
+    from lm_eval import __main__
+
+    seen = []
+    monkeypatch.setattr(__main__, "cli_evaluate", lambda: seen.append(sys.argv))
+    before = sys.argv
+    arguments = ["--model", "dlm_lens", "-t", "a,b", "--help", "--version", "-x"]
+    assert main(["eval", *arguments]) == 0
+    assert seen == [["lm_eval", *arguments]]
+    assert sys.argv is before
+    assert "unrecognized arguments: --tasks x" in refused(capsys, "demo", "--tasks", "x")
+    monkeypatch.setattr("dlm_lens.cli.find_spec", lambda _: None)
+    for command in (["eval", "--help"], ["retrieval-task", "--out", "x"]):
+        assert "pip install 'dlm-lens[eval]'" in refused(capsys, *command)
 
 
 def begin_long_capture(path: Path) -> subprocess.Popen:

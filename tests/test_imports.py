@@ -29,7 +29,7 @@ LAYERS = [
         "pruning",
     },
     {"metrics", "measure", "sweeps"},
-    {"plots", "explorer"},
+    {"plots", "explorer", "eval"},
     {"cli", "demo", "training"},
 ]
 WIDGETS = {"ipywidgets", "anywidget", "traitlets"}
