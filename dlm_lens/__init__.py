@@ -38,6 +38,7 @@ _NAMES: dict[str, str | None] = {
     "SlidingWindow": "dlm_lens.policies",
     "StreamingLLM": "dlm_lens.policies",
     "capture": "dlm_lens.recording",
+    "capture_generate": "dlm_lens.recording",
     "ColumnMass": "dlm_lens.recording",
     "PooledMap": "dlm_lens.recording",
     "RowEntropy": "dlm_lens.recording",

@@ -4,6 +4,7 @@ from dlm_lens.recording.base import BinnedStatistic, LayerAttention, Statistic
 from dlm_lens.recording.capturing import capture
 from dlm_lens.recording.column_mass import ColumnMass
 from dlm_lens.recording.full_maps import FullMaps
+from dlm_lens.recording.generation import capture_generate
 from dlm_lens.recording.memory import MemoryEstimate, estimate_memory
 from dlm_lens.recording.pooled_map import PooledMap
 from dlm_lens.recording.recall import Recall
@@ -23,5 +24,6 @@ __all__ = [
     "Selection",
     "Statistic",
     "capture",
+    "capture_generate",
     "estimate_memory",
 ]

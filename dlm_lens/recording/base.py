@@ -7,7 +7,7 @@ test that mirrors the file. Statistics of the same pass belong into ``dlm_kernel
 
 from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from typing import ClassVar
 
@@ -40,6 +40,15 @@ class LayerAttention:
     mask: Tensor | None = None
     place: Placement | None = None
     scale: float | None = None
+
+    def of_heads(self, heads: Sequence[int]) -> "LayerAttention":
+        """The same of some heads only."""
+        if len(heads) == self.q.shape[1]:
+            return self
+        repeat = self.q.shape[1] // self.k.shape[1]
+        lse = None if self.lse is None else self.lse[:, list(heads)]
+        q, k = self.q[:, list(heads)], self.k[:, [head // repeat for head in heads]]
+        return replace(self, q=q, k=k, lse=lse)
 
     @cached_property
     def reduced(self) -> AttentionStatistics:

@@ -71,10 +71,10 @@ def capture(
     if sampler is None and isinstance(policy, Policy):
         sampler = sampler_of(policy, dlm.spec, gen_length)
     chosen = Selection(
-        statistics=_statistics(statistics),
-        steps=_numbers("record_steps", record_steps, steps),
-        layers=_numbers("layers", layers, dlm.spec.layers),
-        heads=_numbers("heads", heads, dlm.spec.heads),
+        statistics=chosen_statistics(statistics),
+        steps=chosen_numbers("record_steps", record_steps, steps),
+        layers=chosen_numbers("layers", layers, dlm.spec.layers),
+        heads=chosen_numbers("heads", heads, dlm.spec.heads),
         retained_mass=isinstance(policy, Policy) and policy.density < 1,
     )
     _check_windows(chosen, dlm.spec.windowed)
@@ -147,7 +147,8 @@ def _check_windows(chosen: Selection, windowed: Sequence[int]) -> None:
             )
 
 
-def _statistics(statistics: Sequence[Statistic] | None) -> tuple[Statistic, ...]:
+def chosen_statistics(statistics: Sequence[Statistic] | None) -> tuple[Statistic, ...]:
+    """The statistics asked for, the default ones if None; ``TypeError`` for what is none."""
     if statistics is None:
         return (ColumnMass(), PooledMap(), RowEntropy())
     for statistic in statistics:
@@ -158,7 +159,7 @@ def _statistics(statistics: Sequence[Statistic] | None) -> tuple[Statistic, ...]
     return tuple(statistics)
 
 
-def _numbers(name: str, numbers: Iterable[int] | None, count: int) -> tuple[int, ...]:
+def chosen_numbers(name: str, numbers: Iterable[int] | None, count: int) -> tuple[int, ...]:
     """The chosen numbers in ascending order, each once; all if None."""
     if numbers is None:
         return tuple(range(count))

@@ -108,21 +108,48 @@ class Recorder:
 
     def observe(self, layer: int, q: Tensor, k: Tensor, context: "StepContext") -> None:
         """Reduce the attention of a layer: q [≥ B, H, L, D], k [≥ B, Hkv, L, D]; the first B rows are recorded."""
-        chosen = self.selection
-        if self._step not in chosen.steps or layer not in chosen.layers:
+        if not self.records(layer):
             return
-        attention = self._recorded_part(q, k, context)
-        index = chosen.layers.index(layer)
-        for statistic in chosen.statistics:
-            self._values[statistic.variable][:, index] = statistic(attention).cpu().numpy()
-        if chosen.retained_mass:
+        rows = len(self._start)
+        told: dict[str, Any] = {name: getattr(context, name) for name in ("start", "lse", "mask")}
+        told = {name: None if value is None else value[:rows] for name, value in told.items()}
+        attention = LayerAttention(q[:rows], k[:rows], causal=context.causal, **told, **self.reductions)
+        attention = self.reduce(layer, attention)
+        if self.selection.retained_mass:
             pattern = context.run.pattern(layer) if context.mask is None else None
             kept = _retained_mass(q, k, attention, pattern)
-            heads = list(chosen.heads)
-            self._values["retained_mass"][:, index] = kept[: len(self._start), heads].cpu().numpy()
+            index, heads = self.selection.layers.index(layer), list(self.selection.heads)
+            self._values["retained_mass"][:, index] = kept[:rows, heads].cpu().numpy()
+
+    def records(self, layer: int) -> bool:
+        """Whether this layer is recorded at the current step."""
+        return self._step in self.selection.steps and layer in self.selection.layers
+
+    @property
+    def reductions(self) -> dict[str, Any]:
+        """What a :class:`LayerAttention` must be told of the statistics to make: ``bins`` and ``entropy``."""
+        binned = self.selection.binned
+        return {
+            "bins": binned[0].bins if binned else None,
+            "entropy": "row_entropy" in self.selection.variables,
+        }
+
+    def reduce(self, layer: int, attention: LayerAttention) -> LayerAttention:
+        """Make the statistics of a layer from the ``attention`` of all heads; returns that of the recorded ones."""
+        attention = attention.of_heads(self.selection.heads)
+        index = self.selection.layers.index(layer)
+        for statistic in self.selection.statistics:
+            self._values[statistic.variable][:, index] = statistic(attention).cpu().numpy()
+        return attention
 
     def end_step(
-        self, step: int, confidence: Tensor, committed: Tensor, kind: str, ms: float, run: "PolicyRun"
+        self,
+        step: int,
+        confidence: Tensor,
+        committed: Tensor,
+        kind: str,
+        ms: float,
+        run: "PolicyRun | None" = None,
     ) -> None:
         """Append the step: ``confidence`` float32 [B, L], ``committed`` bool [B, L], milliseconds."""
         assert self._writer is not None
@@ -175,24 +202,6 @@ class Recorder:
             self._vocabulary |= dict(zip(new, self._token_texts(new), strict=True))
             writer.write_vocabulary(self._vocabulary)
         writer.write_outcome(tokens, committed_at)
-
-    def _recorded_part(self, q: Tensor, k: Tensor, context: "StepContext") -> LayerAttention:
-        chosen, batch = self.selection, len(self._start)
-        q, k, lse = q[:batch], k[:batch], None if context.lse is None else context.lse[:batch]
-        if len(chosen.heads) < q.shape[1]:
-            repeat = q.shape[1] // k.shape[1]
-            lse = None if lse is None else lse[:, list(chosen.heads)]
-            q, k = q[:, list(chosen.heads)], k[:, [head // repeat for head in chosen.heads]]
-        return LayerAttention(
-            q=q,
-            k=k,
-            start=None if context.start is None else context.start[:batch],
-            causal=context.causal,
-            bins=chosen.binned[0].bins if chosen.binned else None,
-            entropy="row_entropy" in chosen.variables,
-            lse=lse,
-            mask=None if context.mask is None else context.mask[:batch],
-        )
 
 
 def _retained_mass(q: Tensor, k: Tensor, attention: LayerAttention, pattern: "Pattern | None") -> Tensor:
