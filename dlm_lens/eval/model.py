@@ -185,7 +185,12 @@ class DlmLens(TemplateLM):
                 raise ValueError(
                     f"{how.positions} tokens to generate leave none of {self.max_length} for a prompt"
                 )
-            todo.append((how, [(index, self._prompt(requests[index][0])[-room:]) for index in members]))
+            encoded = [self._prompt(requests[index][0]) for index in members]
+            if cut := sum(len(prompt) > room for prompt in encoded):
+                _log.warning("%d of %d prompts are cut to their last %d tokens", cut, len(encoded), room)
+            todo.append(
+                (how, [(index, prompt[-room:]) for index, prompt in zip(members, encoded, strict=True)])
+            )
         for how, prompts in todo:
             prompts.sort(key=lambda prompt: -len(prompt[1]))
             for at in range(0, len(prompts), self.batch_size):
@@ -246,6 +251,10 @@ class DlmLens(TemplateLM):
         **_: Any,
     ) -> list[tuple[float, bool]]:
         pairs = [self._fitting(context, continuation) for _, context, continuation in requests]
+        if cut := sum(
+            len(pair[0]) < len(context) for pair, (_, context, _) in zip(pairs, requests, strict=True)
+        ):
+            _log.warning("%d of %d contexts are cut, to fit into %d tokens", cut, len(pairs), self.max_length)
         is_greedy: dict[int, bool] = {}
         if self.check_greedy:
             with self._bar("greedy decoding", len(pairs), disable_tqdm) as bar:

@@ -1,6 +1,7 @@
 """The model type: generation is denoising, likelihoods are the bound's, and both go through lm-eval unharmed."""
 
 import json
+import logging
 
 import lm_eval
 import pytest
@@ -93,6 +94,15 @@ class TestTasks:
         assert found["results"]["choose"]["exact_match,none"] > 0
 
 
+@pytest.fixture
+def warnings(monkeypatch):
+    """What is warned of, as text."""
+    seen: list[str] = []
+    log = logging.getLogger("lm_eval.dlm_lens")
+    monkeypatch.setattr(log, "warning", lambda text, *values: seen.append(text % values))
+    return seen
+
+
 class TestGeneration:
     def test_answers_are_what_denoising_writes_in_the_order_of_requests(self, model, requests):
         texts = model.generate_until(
@@ -140,7 +150,7 @@ class TestGeneration:
         assert first == again != other
         assert first[0] != first[1]
 
-    def test_a_long_prompt_loses_its_beginning(self, reader, requests):
+    def test_a_long_prompt_loses_its_beginning(self, reader, requests, warnings):
         dlm = reader(max_length=16)
         prompt = TEXTS[0] * 3
         (text,) = DlmLens(dlm).generate_until(
@@ -148,6 +158,7 @@ class TestGeneration:
         )
         ids = torch.tensor(dlm.tokenizer.encode(prompt))[-8:]
         assert text == dl.denoise(dlm, ids, gen_length=8, progress=False).texts[0]
+        assert warnings == ["1 of 1 prompts are cut to their last 8 tokens"]
         with pytest.raises(ValueError, match="16 tokens to generate leave none of 16"):
             DlmLens(dlm, gen_length=16).generate_until(requests("generate_until", (prompt, {})), **QUIET)
 
@@ -209,13 +220,14 @@ class TestLikelihood:
         unchecked = DlmLens(dlm, mc_samples=2, check_greedy=False)
         assert [right for _, right in unchecked._loglikelihood_tokens(asked, **QUIET)] == [False, False]
 
-    def test_a_long_context_loses_its_beginning(self, reader, requests):
+    def test_a_long_context_loses_its_beginning(self, reader, warnings):
         dlm = reader(max_length=12)
         ids = dlm.tokenizer.encode(TEXTS[0] * 3)
         model = DlmLens(dlm)
         ((found, _),) = model._loglikelihood_tokens([(("", ""), ids, [5, 6])], **QUIET)
         (expected,) = dl.tasks.likelihood(dlm, [(ids[-10:], [5, 6])], progress=False)
         assert found == pytest.approx(-expected.nats)
+        assert warnings == ["1 of 1 contexts are cut, to fit into 12 tokens"]
         with pytest.raises(ValueError, match="continuation of 13 tokens does not fit into max_length=12"):
             model._loglikelihood_tokens([(("", ""), ids, list(range(13)))], **QUIET)
 
