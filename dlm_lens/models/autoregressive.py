@@ -9,6 +9,13 @@ from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedConfig, Qwen2C
 from dlm_lens.models.family import Family, same_key
 
 
+class _LlamaConfig(LlamaConfig):
+    """Llama's configuration, also with some of the heads pruned: they need not divide the hidden size."""
+
+    def validate_architecture(self) -> None:
+        """Nothing to object to."""
+
+
 def _write_config(config: PreTrainedConfig) -> dict[str, Any]:
     return config.to_diff_dict() | {"model_type": config.model_type}
 
@@ -26,5 +33,5 @@ def _family(model_class: Any, config_class: Any) -> Family:
     )
 
 
-LLAMA = _family(LlamaForCausalLM, LlamaConfig)
+LLAMA = _family(LlamaForCausalLM, _LlamaConfig)
 QWEN2 = _family(Qwen2ForCausalLM, Qwen2Config)

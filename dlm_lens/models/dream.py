@@ -10,7 +10,15 @@ from typing import Any
 
 from transformers import Qwen2Config, Qwen2ForCausalLM
 
-from dlm_lens.models.family import Family, check_heads, refuse_others, same_key, sizes
+from dlm_lens.models.family import (
+    Family,
+    check_heads,
+    head_width,
+    refuse_others,
+    same_key,
+    sizes,
+    write_head_width,
+)
 from dlm_lens.models.rope import read_rope, write_rope
 
 _NAMES = (
@@ -71,10 +79,13 @@ def from_published(published: dict[str, Any]) -> DreamConfig:
     """
     refuse_others(published, _ASSUMED, "Dream")
     hidden, heads, kv_heads, *_ = sizes(published, _SIZES)
-    check_heads(("hidden_size", hidden), ("num_attention_heads", heads), ("num_key_value_heads", kv_heads))
-    if published.get("head_dim", hidden // heads) not in (hidden // heads, None):
-        raise ValueError(f"head_dim={published['head_dim']}; only {hidden // heads} is a Dream network")
+    check_heads(("num_attention_heads", heads), ("num_key_value_heads", kv_heads))
+    width = head_width(published, hidden, heads, "Dream")
+    if width is None:
+        check_heads(("hidden_size", hidden), ("num_attention_heads", heads))
     config = {name: published[name] for name in _NAMES if published.get(name) is not None}
+    if width is not None:
+        config["head_dim"] = width
     rope = read_rope(published, theta=1e4, positions=published["max_position_embeddings"])
     return DreamConfig(**config, rope_parameters=rope)
 
@@ -88,6 +99,7 @@ def to_published(config: DreamConfig) -> dict[str, Any]:
         **names,
         "rope_scaling": None,
         **write_rope(config.rope_parameters),
+        **write_head_width(config),
         "use_sliding_window": False,
     }
 

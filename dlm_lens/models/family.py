@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from itertools import pairwise
 from typing import Any
 
 from transformers import PreTrainedConfig, PreTrainedModel
@@ -51,11 +52,36 @@ def sizes(published: dict[str, Any], names: Sequence[str]) -> list[int]:
     return [published[name] for name in names]
 
 
-def check_heads(hidden: tuple[str, int], heads: tuple[str, int], kv_heads: tuple[str, int]) -> None:
+def check_heads(*named: tuple[str, int]) -> None:
     """Raise ``ValueError`` unless each of the named sizes is a multiple of the next."""
-    for (name, size), (part, count) in ((hidden, heads), (heads, kv_heads)):
+    for (name, size), (part, count) in pairwise(named):
         if size % count:
             raise ValueError(f"{name}={size} is no multiple of {part}={count}")
+
+
+def head_width(published: dict[str, Any], hidden: int, heads: int, family: str) -> int | None:
+    """The ``head_dim`` of a network from which heads were pruned; None where it is ``hidden`` / ``heads``.
+
+    No published checkpoint has one, and with all heads there is one value only. Raises ``ValueError`` for a value that
+    is not a head's of such a network.
+    """
+    width = published.get("head_dim")
+    if width is None or width * heads == hidden:
+        return None
+    if not isinstance(width, int) or width < 1 or width * heads > hidden or hidden % width:
+        raise ValueError(
+            f"head_dim={width!r} with {heads} heads; only a divisor of {hidden}, at most {hidden // heads}, is a"
+            f" {family} network with heads pruned"
+        )
+    return width
+
+
+def write_head_width(config: Any) -> dict[str, int]:
+    """The entry that :func:`head_width` reads, where heads were pruned."""
+    width = getattr(config, "head_dim", None)
+    if width is None or width * config.num_attention_heads == config.hidden_size:
+        return {}
+    return {"head_dim": width}
 
 
 def same_key(key: str) -> str:

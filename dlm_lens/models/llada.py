@@ -10,7 +10,7 @@ from typing import Any
 
 from transformers import LlamaConfig, LlamaForCausalLM
 
-from dlm_lens.models.family import Family, check_heads, refuse_others, sizes
+from dlm_lens.models.family import Family, check_heads, head_width, refuse_others, sizes, write_head_width
 from dlm_lens.models.rope import read_rope, write_rope
 
 # Published configuration name → Llama's.
@@ -78,6 +78,9 @@ class LladaConfig(LlamaConfig):
             config_dict = from_published(config_dict)
         return super().from_dict(config_dict, **kwargs)
 
+    def validate_architecture(self) -> None:
+        """Heads need not divide the hidden size: some of them may have been pruned."""
+
 
 class LladaForMaskedLM(LlamaForCausalLM):
     """Llama's modules attending in both directions; logits for position ``i`` are read at ``i``."""
@@ -97,13 +100,17 @@ def from_published(published: dict[str, Any]) -> dict[str, Any]:
     refuse_others(published, _ASSUMED, "LLaDA")
     published = _with_defaults(published)
     hidden, _, heads, kv_heads, *_ = sizes(published, _SIZES)
-    check_heads(("d_model", hidden), ("n_heads", heads), ("n_kv_heads", kv_heads))
+    check_heads(("n_heads", heads), ("n_kv_heads", kv_heads))
+    width = head_width(published, hidden, heads, "LLaDA")
+    if width is None:
+        check_heads(("d_model", hidden), ("n_heads", heads))
     config = {
         ours: published[theirs] for theirs, ours in CONFIG_NAMES.items() if published.get(theirs) is not None
     }
     config["rope_parameters"] = read_rope(
         published, theta=10000.0, positions=published["max_sequence_length"]
     )
+    config["head_dim"] = width
     config["bos_token_id"] = published.get("bos_token_id")
     for name in ("dtype", "torch_dtype", "architectures"):
         if name in published:
@@ -146,6 +153,7 @@ def to_published(config: LladaConfig) -> dict[str, Any]:
         **_ASSUMED,
         "vocab_size": config.vocab_size,
         **write_rope(config.rope_parameters),
+        **write_head_width(config),
         "bos_token_id": config.bos_token_id,
     }
 
