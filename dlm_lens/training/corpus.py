@@ -64,12 +64,14 @@ def token_stream(tokenizer: Tokenizer, texts: list[str]) -> np.ndarray:
     return np.concatenate(ids)
 
 
-def prepare(folder: Path, *, held_out_bytes: int = 200_000) -> dict[str, object]:
-    """Write what training needs into ``folder``: tokenizer, token streams and a held-out excerpt.
+def prepare(
+    folder: Path, *, held_out_bytes: int = 200_000, calibration_bytes: int = 150_000
+) -> dict[str, object]:
+    """Write what training needs into ``folder``: tokenizer, token streams and two excerpts.
 
-    The excerpt, at most ``held_out_bytes`` of it, is what perplexity and the filler of tasks are later
-    taken from. Returns (and writes as ``corpus.json``) where the text came from, so that a model card can
-    say it.
+    The held-out one, at most ``held_out_bytes`` of it, is what perplexity and the filler of tasks are later
+    taken from; the other, at most ``calibration_bytes`` of every 16th training file, what pruning is calibrated on.
+    Returns (and writes as ``corpus.json``) where the text came from, so that a model card can say it.
     """
     folder.mkdir(parents=True, exist_ok=True)
     files = source_files()
@@ -80,6 +82,7 @@ def prepare(folder: Path, *, held_out_bytes: int = 200_000) -> dict[str, object]
     for name, stream in streams.items():
         np.save(folder / f"{name}.npy", stream)
     (folder / "heldout.txt").write_text(_excerpt(held_out, held_out_bytes), encoding="utf-8")
+    (folder / "calibration.txt").write_text(_excerpt(train[::16], calibration_bytes), encoding="utf-8")
     facts: dict[str, object] = {
         "source": f"Python {platform.python_version()} standard library",
         "files": len(files),
