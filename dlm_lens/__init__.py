@@ -55,6 +55,8 @@ _NAMES: dict[str, str | None] = {
     "open_sweep": "dlm_lens.sweeps",
     "context_influence": "dlm_lens.measure",
     "drift_since_decoding": "dlm_lens.measure",
+    "prune": "dlm_lens.pruning",
+    "Calibration": "dlm_lens.pruning",
     "explore": "dlm_lens.explorer",
     "metrics": None,
     "plots": None,

@@ -26,9 +26,8 @@ LAYERS = [
         "memory",
         "step_graphs",
         "recording",
-        "pruning",
     },
-    {"metrics", "measure", "sweeps"},
+    {"metrics", "measure", "pruning", "sweeps"},
     {"plots", "explorer", "eval"},
     {"cli", "demo", "training"},
 ]
