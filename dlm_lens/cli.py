@@ -133,6 +133,19 @@ def _add_run_options(command: argparse.ArgumentParser) -> None:
     command.add_argument("--sparsity", type=float, help="share of keys left out by sparse policies")
     command.add_argument("--seed", type=int, default=0)
     command.add_argument("--device", help="such as cuda or cpu (default: a GPU if there is one)")
+    command.add_argument("--device-map", choices=["auto"], help="spread the model over all GPUs")
+    command.add_argument("--dtype", help="of the weights, such as bfloat16 (default: float32 on a CPU)")
+    command.add_argument("--max-length", type=int, help="positions to allow beyond the published number")
+
+
+def _load(options: argparse.Namespace) -> dl.DLM:
+    return dl.load(
+        options.model,
+        device=options.device,
+        dtype=options.dtype,
+        device_map=options.device_map,
+        max_length=options.max_length,
+    )
 
 
 def _demo(options: argparse.Namespace) -> int:
@@ -144,7 +157,7 @@ def _demo(options: argparse.Namespace) -> int:
 
 def _capture(options: argparse.Namespace) -> int:
     policy = policy_of(options.policy, options.sparsity)
-    dlm = dl.load(options.model, device=options.device)
+    dlm = _load(options)
     trace = dl.capture(
         dlm,
         _prompt(options.prompt),
@@ -187,7 +200,7 @@ def _compare(options: argparse.Namespace) -> int:
     if options.audit and options.path is None:
         raise ValueError("--audit needs --path, a folder to keep the traces in")
     policies = [policy_of(name, options.sparsity if budget_of(name) else None) for name in options.policies]
-    dlm = dl.load(options.model, device=options.device)
+    dlm = _load(options)
     try:
         table = measure.compare(
             dlm,

@@ -38,9 +38,10 @@ class StepGraphs:
             return self._dlm.logits(tokens, start=start, keep=keep, context=context)
         inputs = {"tokens": tokens, "keep": keep} | tensors_of(plan)
         key = tuple(tuple(tensor.shape) for tensor in inputs.values())
-        if key not in self._graphs:
-            self._graphs[key] = _Graph.record(self._dlm, inputs, start, context)
-        return self._graphs[key].replay(inputs)
+        with torch.cuda.device(tokens.device):  # streams and graphs belong to the current device
+            if key not in self._graphs:
+                self._graphs[key] = _Graph.record(self._dlm, inputs, start, context)
+            return self._graphs[key].replay(inputs)
 
 
 @dataclass(frozen=True)

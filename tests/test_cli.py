@@ -47,6 +47,15 @@ def test_capture_writes_a_trace_of_what_was_asked(trace_path):
     assert "retained_mass" in trace.statistics
 
 
+def test_how_a_model_is_loaded_is_told_by_options(tmp_path, capsys):
+    for options, message in (
+        (["--dtype", "int8"], "dtype='int8'"),
+        (["--device-map", "auto"], "device='cpu' and device_map='auto' exclude each other"),
+        (["--max-length", "4"], "exceed the 4 positions"),
+    ):
+        assert message in refused(capsys, "capture", *RUN, *options, "--out", tmp_path / "t.zarr")
+
+
 def test_info_says_what_a_trace_holds(trace_path, capsys):
     assert main(["info", str(trace_path)]) == 0
     text = capsys.readouterr().out

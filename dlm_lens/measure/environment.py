@@ -30,6 +30,7 @@ def provenance(dlm: DLM, *, seed: int) -> dict[str, Any]:
         "dense_backend": dense_backend(dlm),
         "seed": seed,
         **versions_and_device(dlm.device),
+        "device": " + ".join(map(device_name, dlm.devices)),
     }
 
 

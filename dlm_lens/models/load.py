@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import json
+import math
 import warnings
+from collections import Counter
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import replace
@@ -217,8 +219,12 @@ def _dtype(
         )
     if on_cpu:
         return torch.float32
-    stored = next(iter(weights.values())).dtype
-    return STORED_DTYPES[stored] if named is None else DTYPES[named]
+    if named is not None:
+        return DTYPES[named]
+    stored: Counter[str] = Counter()
+    for weight in weights.values():
+        stored[weight.dtype] += math.prod(weight.shape)
+    return STORED_DTYPES[stored.most_common(1)[0][0]]
 
 
 def empty_model(family: Family, config: Any) -> PreTrainedModel:

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import json
+import sys
 
 import pytest
 import torch
 
 import dlm_lens as dl
+from dlm_lens.models.checkpoint import StoredWeight
 from dlm_lens.models.llada import from_published
 from tests.models import plain
 from tests.models.published import DREAM_CONFIG, LLADA_CONFIG, VOCAB, WORDS, checkpoint
@@ -45,6 +47,20 @@ def test_weights_in_bfloat16_stay_or_widen(family, tmp_path):
     tokens = torch.randint(0, VOCAB, (1, 13))
     expected = plain_logits(family, weights, tokens, CONFIGS[family])
     assert (dlm.logits(tokens) - expected).abs().max() < 0.05 * expected.abs().max()
+
+
+@pytest.mark.parametrize(
+    ("named", "expected"), [(None, torch.bfloat16), ("float16", torch.float16), ("float32", torch.float32)]
+)
+def test_on_a_gpu_the_dtype_is_the_configs_or_else_that_of_most_weights(named, expected, tmp_path):
+    weights = {
+        "norm": StoredWeight(tmp_path, "a", (8,), "F32"),
+        "matrix": StoredWeight(tmp_path, "b", (8, 8), "BF16"),
+    }
+    loading = sys.modules["dlm_lens.models.load"]  # dlm_lens.models.load is the function
+    published = LLADA_CONFIG if named is None else LLADA_CONFIG | {"torch_dtype": named}
+    assert loading._dtype(None, published, weights, tmp_path, on_cpu=False) == expected
+    assert loading._dtype(None, published, weights, tmp_path, on_cpu=True) == torch.float32
 
 
 @pytest.mark.parametrize("family", FAMILIES)
