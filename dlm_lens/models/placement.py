@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 import torch
+from torch import Tensor, nn
 
 from dlm_lens.errors import MemoryBudgetError
 
@@ -83,7 +84,28 @@ def connect(model: PreTrainedModel, placement: Placement) -> None:
     """Let what passes from module to module of a model on several devices follow them, by hooks of accelerate."""
     from accelerate import dispatch_model
 
-    dispatch_model(model, device_map=placement.devices, main_device=model.device)
+    dispatch_model(model, device_map=blocks(model, placement), main_device=model.device)
+
+
+def blocks(model: PreTrainedModel, placement: Placement) -> dict[str, torch.device]:
+    """The device of every layer, and of every module outside of layers that holds tensors; none is within another.
+
+    accelerate would first put what is in a larger module on that one's device, all of it at once for ``""``.
+    """
+    whole = set(model._no_split_modules or [])
+    found: dict[str, torch.device] = {}
+    for name, module in model.named_modules():
+        within = any(name.startswith(f"{block}.") for block in found)
+        holds = type(module).__name__ in whole or any(True for _ in tensors_in(module))
+        if holds and not within:
+            found[name] = placement.of(name) or model.device
+    return found
+
+
+def tensors_in(module: nn.Module) -> Iterator[Tensor]:
+    """Parameters and buffers of a module itself, not of those within it."""
+    yield from module.parameters(recurse=False)
+    yield from module.buffers(recurse=False)
 
 
 def weight_bytes(model: PreTrainedModel, placement: Placement) -> dict[torch.device, int]:
