@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from itertools import combinations, islice
 from math import comb
@@ -13,6 +14,7 @@ import torch
 from torch import Tensor
 
 from dlm_lens.denoising_loop import UNDECIDED, Loop
+from dlm_lens.errors import MemoryBudgetError
 from dlm_lens.measure.predict import mask_token
 from dlm_lens.measure.tasks.bound import draw_hidden, score, standard_error, strata
 from dlm_lens.measure.tasks.held_out import tokenizer_of
@@ -94,7 +96,8 @@ def likelihood(
 
     An autoregressive model needs no bound: each pair is scored once, exactly.
 
-    Raises ValueError before anything is run for values that cannot work.
+    Raises ValueError before anything is run for values that cannot work, and :class:`MemoryBudgetError` where a GPU's
+    memory does not suffice.
     """
     encoded = [
         (_ids(dlm, context, begins=True), _ids(dlm, continuation, begins=False))
@@ -132,7 +135,8 @@ def likelihoods(
     while batch := list(islice(rows, batch_size)):
         windows = [_window(*pairs[index], hidden) for index, hidden in batch]
         given = [len(pairs[index][0]) for index, _ in batch]
-        scored = score(dlm, windows, policy, seed + at, cfg_scale=cfg_scale, given=given)
+        with _enough_memory(len(batch)):
+            scored = score(dlm, windows, policy, seed + at, cfg_scale=cfg_scale, given=given)
         at += len(batch)
         for (index, hidden), nats in zip(batch, scored.nats.tolist(), strict=True):
             length = len(hidden)
@@ -168,11 +172,12 @@ def greedy(
     for length, members in groups.items():
         for at in range(0, len(members), batch_size):
             batch = [pairs[index] for index in members[at : at + batch_size]]
-            if dlm.spec.causal:
-                everywhere = torch.ones(length, dtype=torch.bool)
-                right = score(dlm, [_window(*pair, everywhere) for pair in batch], policy, seed).right
-            else:
-                right = _decoded(dlm, batch, policy, seed, cfg_scale)
+            with _enough_memory(len(batch)):
+                if dlm.spec.causal:
+                    everywhere = torch.ones(length, dtype=torch.bool)
+                    right = score(dlm, [_window(*pair, everywhere) for pair in batch], policy, seed).right
+                else:
+                    right = _decoded(dlm, batch, policy, seed, cfg_scale)
             yield from zip(members[at : at + batch_size], right.tolist(), strict=True)
 
 
@@ -200,6 +205,18 @@ def _decoded(dlm: DLM, batch: Sequence[Pair], policy: Policy, seed: int, cfg_sca
         if not right.any():
             break
     return right
+
+
+@contextmanager
+def _enough_memory(rows: int) -> Iterator[None]:
+    """Say what to change where the GPU's memory does not suffice."""
+    try:
+        yield
+    except torch.OutOfMemoryError as error:
+        said = str(error).splitlines()[0]
+        raise MemoryBudgetError(
+            f"out of memory with {rows} rows at a time ({said}); lower batch_size"
+        ) from error
 
 
 def _window(context: Tensor, continuation: Tensor, hidden: Tensor) -> tuple[Tensor, Tensor]:

@@ -158,3 +158,18 @@ def test_bad_values_are_refused(llada):
             dl.tasks.likelihood(dlm, [pair], progress=False, **wrong)
     with pytest.raises(ValueError, match="computes only"):
         dl.tasks.likelihood(llada, [fine], dl.WindowDiffusion(active=6, window=6), **QUICK)
+
+
+@pytest.mark.parametrize("family", ["llada", "ar"])
+def test_too_little_memory_is_said_with_what_to_change(family, monkeypatch):
+    def too_much(*_, **__):
+        raise torch.OutOfMemoryError("CUDA out of memory.\nmore")
+
+    dlm, pairs = small(family), [(CONTEXT, TEXT)] * 3
+    monkeypatch.setattr(dl.DLM, "logits", too_much)
+    with pytest.raises(
+        dl.MemoryBudgetError, match=r"with 2 rows at a time \(CUDA out of memory\.\); lower batch"
+    ):
+        dl.tasks.likelihood(dlm, pairs, samples=2, batch_size=2, progress=False)
+    with pytest.raises(dl.MemoryBudgetError, match="with 3 rows"):
+        list(greedy(dlm, pairs, None, seed=0, cfg_scale=0, batch_size=4))
