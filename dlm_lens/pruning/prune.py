@@ -94,6 +94,11 @@ def prune(
         calibration = Calibration(calibration)
     how = replace(how, discount=_seeded(how.discount, calibration.seed))
     how.check(dlm)
+    if device is not None and len(dlm.devices) > 1:
+        raise ValueError(
+            f"device={str(device)!r} is for a model on one device, but {dlm.spec.name!r} lies on"
+            f" {', '.join(map(str, dlm.devices))}; leave it out, and every layer is computed where it lies"
+        )
     sequences = calibration.sequences(dlm)
     place = None if device is None else torch.device(device)
     settings = {

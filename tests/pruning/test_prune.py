@@ -255,13 +255,68 @@ def test_weights_outside_linear_layers_are_not_passed_over():
         dl.prune(dlm, sparsity=0.5, **QUIET)
 
 
+def test_a_model_on_several_devices_is_computed_where_it_lies(monkeypatch):
+    monkeypatch.setattr(dl.DLM, "devices", (torch.device("cpu"), torch.device("meta")))
+    with pytest.raises(ValueError, match=r"device='cpu' is for a model on one device, .* lies on cpu, meta"):
+        dl.prune(model(), sparsity=0.5, device="cpu", **QUIET)
+
+
+def agree(one: dl.DLM, other: dl.DLM) -> bool:
+    """Whether nearly the same weights went; devices round differently, and near ties may fall the other way."""
+    shapes = [[linear.weight.shape for _, _, linear in matrices(dlm)] for dlm in (one, other)]
+    gone = [
+        torch.cat([linear.weight.flatten().cpu() == 0 for _, _, linear in matrices(dlm)])
+        for dlm in (one, other)
+    ]
+    return shapes[0] == shapes[1] and (gone[0] != gone[1]).float().mean().item() < 0.01
+
+
 @pytest.mark.gpu
-def test_a_model_on_the_cpu_is_pruned_on_a_gpu_by_the_layer(on_both_devices):
-    cpu, gpu = on_both_devices("llada", layers=2, hidden=64, heads=4, kv_heads=2, vocab=64)
-    for how in ({"sparsity": 0.5}, {"structured": 0.5}):
-        moved, report = dl.prune(cpu, "wanda", sink_aware=True, device="cuda", **how, **QUIET)
-        there, other = dl.prune(gpu, "wanda", sink_aware=True, **how, **QUIET)
-        assert moved.device.type == "cpu"
-        assert there.device.type == "cuda"
-        assert same(weights(moved), weights(there.to("cpu")))
-        pd.testing.assert_frame_equal(report.table, other.table)
+@pytest.mark.parametrize("amount", AMOUNTS, ids=lambda amount: next(iter(amount)))
+@pytest.mark.parametrize("method", ["magnitude", "wanda", "sparsegpt"])
+def test_a_gpu_prunes_as_a_cpu_does_where_the_model_lies_or_by_the_layer(on_both_devices, method, amount):
+    models = on_both_devices("llada", layers=2, hidden=64, heads=4, kv_heads=2, vocab=64)
+    how = {"method": method, "sink_aware": method != "magnitude", **amount, **QUIET}
+    expected, report = dl.prune(models[0], **how)
+    for dlm, device in ((models[1], None), (models[0], "cuda")):
+        pruned, other = dl.prune(dlm, device=device, **how)
+        assert pruned.device == dlm.device
+        assert agree(pruned, expected)
+        pd.testing.assert_frame_equal(other.table, report.table, rtol=0.02)
+
+
+@pytest.mark.gpu
+def test_a_gpu_holds_a_few_layers_at_a_time_and_the_hidden_states():
+    dlm = model(layers=16, hidden=512, heads=8, kv_heads=8, mlp=2048)
+    whole = 4 * sum(weight.numel() for weight in dlm.model.parameters())
+    torch.cuda.empty_cache()
+    torch.cuda.reset_peak_memory_stats()
+    before = torch.cuda.memory_allocated()
+    pruned, _ = dl.prune(dlm, "wanda", pattern="2:4", device="cuda", **QUIET)
+    assert torch.cuda.max_memory_allocated() - before < 0.6 * whole
+    assert pruned.devices == (torch.device("cpu"),)
+
+
+@pytest.mark.gpu
+def test_an_interrupted_run_on_a_gpu_goes_on_to_the_same_bits(tmp_path):
+    dlm = dl.random_model(
+        "llada", layers=3, hidden=64, heads=4, vocab=64, device="cuda", dtype=torch.bfloat16
+    )
+    how = {"method": "sparsegpt", "sink_aware": True, "pattern": "2:4", "calibration": CALIBRATION}
+    whole, _ = dl.prune(dlm, progress=False, **how)
+    with pytest.raises(Interrupted):
+        dl.prune(dlm, progress=interrupting(13), path=tmp_path, **how)
+    again, _ = dl.prune(dlm, progress=False, path=tmp_path, **how)
+    assert same(weights(again), weights(whole))
+
+
+@pytest.mark.gpu
+@pytest.mark.skipif(torch.cuda.device_count() < 2, reason="needs two CUDA devices")
+def test_a_model_on_two_gpus_is_pruned_as_on_one(tmp_path):
+    dl.random_model("llada", layers=4, hidden=64, heads=4, vocab=64, device="cpu").save(tmp_path)
+    parts = {f"model.layers.{index}": index // 2 for index in range(4)} | {"": 0}
+    two = dl.load(tmp_path, device_map=parts)
+    one = dl.load(tmp_path, device="cuda:0")
+    results = [dl.prune(dlm, "wanda", sink_aware=True, sparsity=0.5, **QUIET)[0] for dlm in (one, two)]
+    assert len(results[1].devices) == 2
+    assert agree(*results)
