@@ -113,8 +113,8 @@ def denoise(
         Sampler,
         "a sampler such as LowConfidence(), Threshold(), DreamSampler() or LeftToRight()",
     )
-    sampler.check(gen_length, steps)
     _check_model(dlm.spec, sampler, cfg_scale)
+    sampler.check(gen_length, steps)
     encoded = dlm.encode(prompt)
     _check_fits(dlm.spec, encoded, gen_length)
 

@@ -100,7 +100,7 @@ def load(
         if spec.max_length != published_length:
             spec = replace(spec, published_length=published_length)
         if spec.max_length > published_length:
-            warnings.warn(_beyond(spec.name, published_length, config), stacklevel=2)
+            warnings.warn(_beyond(spec.name, published_length, config, rope_theta), stacklevel=2)
 
         model = empty_model(chosen, config)
         weights = find_weights(model, folder, to_native=chosen.to_native, to_published=chosen.to_published)
@@ -188,12 +188,12 @@ def _stretch(config: Any, max_length: int | None, rope_theta: float | str | None
     config.rope_parameters = rope | {"rope_theta": float(rope_theta)}
 
 
-def _beyond(name: str, published: int, config: Any) -> str:
+def _beyond(name: str, published: int, config: Any, rope_theta: float | str | None) -> str:
+    advice = ' rope_theta="ntk" stretches the embedding instead.' if rope_theta is None else ""
     return (
         f"{name} was published for {published} positions; up to {config.max_position_embeddings} its rotary"
         f" embedding (base {config.rope_parameters['rope_theta']:g}) is extrapolated to distances that were not"
-        " trained. Speed and memory are what they would be; the quality of the text is not promised."
-        ' rope_theta="ntk" stretches the embedding instead'
+        f" trained. Speed and memory are what they would be; the quality of the text is not promised.{advice}"
     )
 
 

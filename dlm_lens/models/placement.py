@@ -160,7 +160,7 @@ def _check_map(model: PreTrainedModel, chosen: Placement) -> None:
     if unknown := sorted(chosen.devices.keys() - names):
         raise ValueError(f"device_map names {unknown[0]!r}, but the model has no such module")
     kinds = {device.type for device in chosen.devices.values()}
-    if not kinds <= {"cpu", "cuda"} or len(kinds) > 1:
+    if len(kinds) > 1 or "meta" in kinds:
         raise ValueError(
             f"device_map puts modules on {chosen}: weights that wait in main memory or on disk would be copied at every"
             " step, which dlm-lens does not do. Use GPUs only, or the CPU for all"
@@ -168,6 +168,11 @@ def _check_map(model: PreTrainedModel, chosen: Placement) -> None:
     for name, _ in model.named_parameters():
         if chosen.of(name.rpartition(".")[0]) is None:
             raise ValueError(f"device_map has no device for {name}; name its module, or '' for the rest")
+    if model.config.tie_word_embeddings and chosen.of("lm_head") != chosen.of("model.embed_tokens"):
+        raise ValueError(
+            "device_map puts lm_head and model.embed_tokens on different devices, but they share one weight;"
+            " put both on the same"
+        )
     whole = set(model._no_split_modules or [])
     for name, module in model.named_modules():
         if type(module).__name__ in whole:

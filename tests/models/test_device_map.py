@@ -112,6 +112,8 @@ def test_two_gpus_do_what_one_does(family, size, tmp_path):
     same_run(one, back, dl.PulseCol(sparsity=0.5, refresh_count=2))
     same_run(one, auto, dl.WindowDiffusion(active=8, window=16))
     same_run(one, dl.load(folder, device="cuda:1", dtype=SIZES[size].get("dtype")), POLICIES[7])
+    tied = [dl.load("tiny", device="cuda:0"), dl.load("tiny", device_map=halves(8) | {"lm_head": 0})]
+    same_run(*tied, POLICIES[1])
     with pytest.raises(ValueError, match="lies on cuda:0, cuda:1; load it again with device='cpu'"):
         two.to("cpu")
 
@@ -196,6 +198,12 @@ def test_a_map_that_does_not_fit_is_named(device_map, message, tiny_dream, monke
     monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
     with pytest.raises(ValueError, match=message):
         dl.load(tiny_dream, device_map=device_map)
+
+
+def test_a_shared_weight_lies_on_one_device(monkeypatch):
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
+    with pytest.raises(ValueError, match=r"lm_head and model\.embed_tokens on different devices"):
+        dl.load("tiny", device_map=halves(8))
 
 
 def test_arguments_that_exclude_each_other(tiny_dream):

@@ -93,7 +93,7 @@ def test_an_autoregressive_checkpoint_is_not_denoised_as_a_diffusion_model(tmp_p
     dl.random_model("ar", **SHAPE).save(tmp_path)
     dlm = dl.load(tmp_path, device="cpu", family="ar")
     with pytest.raises(ValueError, match=r"is autoregressive; LowConfidence.* needs a diffusion model"):
-        dl.denoise(dlm, [1, 2], gen_length=4, sampler=dl.LowConfidence(block_length=4), progress=False)
+        dl.denoise(dlm, [1, 2], gen_length=4, sampler=dl.LowConfidence(), progress=False)
 
 
 @pytest.mark.parametrize("family", ["llada", "dream"])
