@@ -125,7 +125,7 @@ def _some_tokens(model: PreTrainedModel, spec: Spec) -> Tensor:
 @torch.no_grad()
 def _own_logits(model: PreTrainedModel, tokens: Tensor) -> Tensor:
     """What the model says itself, alone and without padding: float32 [B, n, V]."""
-    return model(input_ids=tokens).logits.float()
+    return model(input_ids=tokens).logits.float().to(tokens.device)
 
 
 def _check_sees_both_sides(model: PreTrainedModel, spec: Spec, tokens: Tensor, logits: Tensor) -> None:
