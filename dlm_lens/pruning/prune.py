@@ -202,17 +202,12 @@ class _How:
         """All of it, ready for JSON."""
         return {
             "method": self.method,
-            "amount": self.amount.label,
+            "amount": repr(self.amount),
             "sinks": None if self.discount is None else asdict(self.discount),
         }
 
     def check(self, dlm: DLM) -> None:
         """Raise ValueError if some layer cannot be pruned so."""
-        if self.discount is not None and dlm.spec.windowed:
-            raise ValueError(
-                f"layers {list(dlm.spec.windowed)} of {dlm.spec.name!r} attend within a window, where sinks are not"
-                " defined; prune with sink_aware=False"
-            )
         if isinstance(self.amount, Structure):
             self.amount.check(dlm)
         for index, layer in enumerate(dlm.layers):

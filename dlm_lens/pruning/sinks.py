@@ -5,10 +5,10 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 import torch
-from dlm_kernels.attention_statistics import attention_statistics
 from torch import Tensor
 
 from dlm_lens.attention import StepContext
+from dlm_lens.recording.base import LayerAttention
 
 
 @dataclass(frozen=True)
@@ -57,11 +57,14 @@ class SinkDiscount:
 class MassReader:
     """Reads the attention that each key of a layer receives; stands where a recorder would.
 
-    ``mass`` float32 [B, L] is of the layer run last, the mean over its heads.
+    ``mass`` float32 [B, L] is of the layer run last, the mean over its heads; of its windows where it has any.
     """
 
     mass: Tensor
 
     def observe(self, layer: int, q: Tensor, k: Tensor, context: StepContext) -> None:
-        read = attention_statistics(q, k, causal=context.causal, lse=context.lse, bins=None, entropy=False)
-        self.mass = read.column_mass.mean(1) * q.shape[2]
+        mask = None if context.mask is None else context.mask.expand(len(q), -1, -1, -1)
+        attention = LayerAttention(
+            q, k, start=None, causal=context.causal, bins=None, entropy=False, lse=context.lse, mask=mask
+        )
+        self.mass = attention.reduced.column_mass.mean(1) * q.shape[2]

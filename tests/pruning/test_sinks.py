@@ -41,20 +41,21 @@ def test_the_control_discounts_as_much_elsewhere():
     assert not torch.equal(shuffled, control.phi(mass, control.generator(2)))
 
 
-@pytest.mark.parametrize("causal", [False, True])
-def test_mass_is_what_the_keys_of_a_layer_receive(causal):
+@pytest.mark.parametrize("seen", ["everything", "the left", "a window"])
+def test_mass_is_what_the_keys_of_a_layer_receive(seen):
     q, k = torch.randn(2, 4, 7, 8), torch.randn(2, 2, 7, 8)
     reader = MassReader()
     spec = dl.random_model(layers=1, hidden=8, heads=1, device="cpu").spec
     run = Dense().start(RunInfo(spec, 0, 7, 1, 2, None, torch.device("cpu"), 0))
-    context = StepContext(0, StepPlan(0, "dense"), run, reader, causal=causal)
+    context = StepContext(0, StepPlan(0, "dense"), run, reader, causal=seen == "the left")
+    distance = torch.arange(7)[:, None] - torch.arange(7)
+    allowed = {"everything": distance < 7, "the left": distance >= 0, "a window": distance.abs() < 3}[seen]
+    context.mask = allowed[None, None] if seen == "a window" else None
     reader.observe(0, q, k, context)
     for b in range(2):
         expected = torch.zeros(7)
         for head in range(4):
-            scores = q[b, head] @ k[b, head // 2].T / math.sqrt(8)
-            if causal:
-                scores = scores.masked_fill(torch.ones(7, 7).triu(1).bool(), -math.inf)
+            scores = (q[b, head] @ k[b, head // 2].T / math.sqrt(8)).masked_fill(~allowed, -math.inf)
             expected += scores.softmax(-1).sum(0) / 4
         assert torch.allclose(reader.mass[b], expected, atol=1e-5)
         assert reader.mass[b].mean() == pytest.approx(1.0, abs=1e-5)
