@@ -49,6 +49,7 @@ class Grid:
     control : add :class:`RandomColumns` at the sparsity of every sparse policy
     capture : keep a trace of each cell, with the default statistics of :func:`dlm_lens.capture` or those listed here
     dtype : of the weights, as for :func:`dlm_lens.load`
+    load : further arguments of :func:`dlm_lens.load`, such as ``{"max_length": 65536}``
 
     Raises ``TypeError`` or ``ValueError`` for what cannot be a grid. What a policy or sampler cannot do at some length
     shows when its cell is measured.
@@ -66,12 +67,15 @@ class Grid:
     control: bool = True
     capture: bool | Sequence[Statistic] = False
     dtype: torch.dtype | None = None
+    load: Mapping[str, Any] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
         if not isinstance(self.model, DLM | str | os.PathLike):
             raise TypeError(f"model={self.model!r}: give a name, a folder, a hub id or a loaded model")
         if isinstance(self.model, DLM) and self.dtype not in (None, self.model.dtype):
             raise ValueError(f"dtype={self.dtype} asked for, but the model is loaded in {self.model.dtype}")
+        if isinstance(self.model, DLM) and self.load:
+            raise ValueError(f"load={dict(self.load)!r} asked for, but the model is loaded")
         # Iterators would be used up by the first look.
         for name in ("seeds", "gen_length", "steps"):
             object.__setattr__(self, name, _numbers(name, getattr(self, name)))
@@ -92,6 +96,7 @@ class Grid:
                 model=self._model_name(),
                 weights=weights,
                 dtype=None if self.dtype is None else str(self.dtype).removeprefix("torch."),
+                load=tuple(sorted(self.load.items())),
                 policy=policy,
                 label=label,
                 prompts=name,
@@ -155,13 +160,14 @@ class Cell:
     sampler: Sampler | None = None
     trace: bool = False
     statistics: tuple[Statistic, ...] | None = None
+    load: tuple[tuple[str, Any], ...] = ()
 
     @cached_property
     def key(self) -> str:
         """A digest of all that decides the measurement, whatever model and prompt set are called."""
         policy = f"{type(self.policy).__module__}.{type(self.policy).__qualname__}"
         return fingerprint(
-            self.weights, self.dtype, policy, self.policy, json.dumps(self.prompt), self.seed,
+            self.weights, self.dtype, self.load, policy, self.policy, json.dumps(self.prompt), self.seed,
             self.gen_length, self.steps, self.sampler, self.trace, self.statistics,
             *(value for item in self.tasks for value in vars(item).values()),
         )  # fmt: skip

@@ -93,7 +93,8 @@ def _here(
     if not cells:
         return
     model = grid.model
-    dlm = model if isinstance(model, DLM) else load(os.fspath(model), device=device, dtype=grid.dtype)
+    options = {"device": device, "dtype": grid.dtype, "progress": False, **grid.load}
+    dlm = model if isinstance(model, DLM) else load(os.fspath(model), **options)
     for cell in cells:
         bar.note(str(cell))
         yield cell, finish(dlm, cell, folder, bar.within())

@@ -109,7 +109,7 @@ def _worker_name() -> Any:
 
 
 def _warm_model(cell: Cell, device: str | None) -> DLM:
-    which = cell.model, cell.weights, cell.dtype, device
+    which = cell.model, cell.weights, cell.dtype, repr(cell.load), device
     if which not in _warm:
         if (found := checkpoint_fingerprint(cell.model)) != cell.weights:
             raise ValueError(
@@ -117,7 +117,7 @@ def _warm_model(cell: Cell, device: str | None) -> DLM:
             )
         _warm.clear()  # two models may be more than the device holds
         dtype = None if cell.dtype is None else getattr(torch, cell.dtype)
-        _warm[which] = load(cell.model, device=device, dtype=dtype)
+        _warm[which] = load(cell.model, device=device, dtype=dtype, progress=False, **dict(cell.load))
     return _warm[which]
 
 

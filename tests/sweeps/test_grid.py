@@ -104,6 +104,11 @@ def test_a_checkpoint_is_known_by_its_content(random_dlm, tmp_path):
     [
         ({"model": 3}, TypeError, "model=3: give a name"),
         ({"dtype": torch.float16}, ValueError, "dtype=torch.float16 asked for, but the model is loaded in"),
+        (
+            {"load": {"max_length": 64}},
+            ValueError,
+            "load={'max_length': 64} asked for, but the model is loaded",
+        ),
         ({"policies": ["pulsecol"], "sparsity": 0.5}, TypeError, "policies holds 'pulsecol', a str"),
         ({"sparsity": [1.5]}, ValueError, r"sparsity=1\.5"),
         ({"prompts": {}}, ValueError, "holds no prompt set"),

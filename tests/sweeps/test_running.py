@@ -182,6 +182,15 @@ def test_a_loaded_model_and_no_folder_will_do(options, table, capsys):
     assert "sweep: 3 cells, 0 finished before, 3 to measure" in capsys.readouterr().out
 
 
+def test_the_model_is_loaded_as_asked(options):
+    few = {"policies": [], "tasks": None, "seeds": 0, "gen_length": 32}
+    short, long = (dl.Grid(**{**options, **few, "load": {"max_length": length}}) for length in (40, 64))
+    with pytest.raises(dl.DlmLensError, match="exceed the 40 positions"):
+        dl.sweep(short, **QUIET)
+    assert dl.sweep(long, **QUIET).missing == 0
+    assert short.cells()[0].key != long.cells()[0].key
+
+
 def test_folders_of_something_else_are_refused(options, path, tmp_path):
     grid = dl.Grid(**options)
     (tmp_path / "notes.txt").write_text("mine")
