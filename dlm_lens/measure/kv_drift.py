@@ -70,12 +70,17 @@ def drift_since_decoding(
     tensor (``"key"``, ``"value"``, ``"hidden"``): positions (how many changes), relative_l2 and cosine_distance (their
     means).
 
-    Raises ValueError for autoregressive models and :class:`DlmLensError` for compiled layers, which do not show their
-    hidden states. Source of the question: arXiv 2601.20332, its analysis of decoded tokens.
+    Raises ValueError for autoregressive models and those with windows, and :class:`DlmLensError` for compiled layers,
+    which do not show their hidden states. Source of the question: arXiv 2601.20332, its analysis of decoded tokens.
     """
     mask_id = mask_token(dlm, "drift since decoding")
     if ages < 1:
         raise ValueError(f"ages={ages} must be at least 1 step")
+    if dlm.spec.windowed:
+        raise ValueError(
+            f"layers {list(dlm.spec.windowed)} of {dlm.spec.name!r} attend within a window and do not show their keys"
+            " and values; drift is measured on models that attend everywhere"
+        )
     tables = []
     for number, row in enumerate(rows_of(dlm, prompt)):
         done = dense_run(dlm, row, gen_length, steps, sampler, seed, progress)

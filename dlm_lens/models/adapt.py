@@ -39,7 +39,8 @@ def adapt(
     ``config.is_causal = False`` and trained so. What :func:`dlm_lens.load` returns needs no adapting.
 
     Layers that attend within a window (every second or third of ModernBERT's and Gemma's) keep it: no policy replaces
-    their attention, and a trace records what they do within it. They are named in ``dlm.spec.windowed``.
+    their attention, and a trace records what they do within it. They are named in ``dlm.spec.windowed``. Their mask of
+    all pairs of positions is made at every step, so memory of such models grows with the square of the length.
 
     Parameters
     ----------

@@ -228,6 +228,13 @@ def test_on_a_gpu_it_is_the_same(kind, dtype):
     assert worst < (1e-3 if dtype == torch.float32 else 0.1) * float(expected.abs().max())
 
 
+def test_drift_is_measured_where_all_layers_show_it(bert, modernbert):
+    table = dl.drift_since_decoding(bert, tokens(1, 8), gen_length=2, steps=2, progress=False)
+    assert set(table["layer"]) == set(range(LAYERS))
+    with pytest.raises(ValueError, match=r"layers \[1, 2\] of 'modernbert' attend within a window"):
+        dl.drift_since_decoding(modernbert, tokens(1, 8), gen_length=2, steps=2, progress=False)
+
+
 def test_windows_save_nothing_by_a_policy(bert, modernbert):
     lengths = {"prompt_length": 512, "gen_length": 8}
     wide, narrow = (dl.schedule(POLICIES[1], 4, dlm, **lengths) for dlm in (bert, modernbert))
