@@ -24,6 +24,7 @@ SHAPES: dict[str, Spec] = {
         mlp=12288,
         vocab=126464,
         max_length=4096,
+        rope_theta=5e5,
     ),
     "dream-7b": Spec(
         name="dream-7b",
@@ -42,6 +43,7 @@ SHAPES: dict[str, Spec] = {
         mlp=18944,
         vocab=152064,
         max_length=131072,
+        rope_theta=1e6,
     ),
     "tiny": Spec(
         name="tiny",
@@ -60,6 +62,7 @@ SHAPES: dict[str, Spec] = {
         mlp=704,
         vocab=4096,
         max_length=4096,
+        rope_theta=5e5,
     ),
 }
 """The published models, and the one that comes with the package."""
