@@ -65,7 +65,7 @@ class _Graph:
             dlm.logits(held["tokens"], start=start, keep=held["keep"], context=fixed)
         torch.cuda.current_stream().wait_stream(aside)
         graph = torch.cuda.CUDAGraph()
-        with torch.cuda.graph(graph):
+        with torch.cuda.graph(graph, stream=aside):  # by default all record on the first device that did
             logits = dlm.logits(held["tokens"], start=start, keep=held["keep"], context=fixed)
         return cls(graph, held, logits)
 

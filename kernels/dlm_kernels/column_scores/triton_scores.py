@@ -36,7 +36,8 @@ def score_groups(
         piece = range(g, min(g + step, groups))
         rows = slice(piece.start * group_size, min(piece.stop * group_size, queries))
         segments = Segments.groups(rows.stop - rows.start, group_size, q.device)
-        scores, _ = sum_segments(
-            q[:, :, rows], k, normaliser[:, :, rows], begin, segments, scale, False, False
+        # Not kept in a variable: the scores of one piece are gone before those of the next are made.
+        yield (
+            piece,
+            sum_segments(q[:, :, rows], k, normaliser[:, :, rows], begin, segments, scale, False, False)[0],
         )
-        yield piece, scores
