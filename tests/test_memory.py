@@ -50,6 +50,16 @@ def test_estimates_are_near_the_peaks_measured(root):
             assert 0.99 < ratio < 1.01, (row["context"], ratio)
 
 
+@pytest.mark.parametrize("shape", ["llada-8b", "dream-7b"])
+def test_estimates_made_before_runs_were_near_their_peaks(root, shape):
+    """Every row of the checkpoints measured on an H200 brings the estimate that was made there."""
+    found = json.loads((root / f"figures/data/checkpoints-{shape}-nvidia-h200.json").read_text())
+    for row in found["rows"]:
+        if "peak_gb" in row:
+            ratio = row["estimate_gb"] / row["peak_gb"]
+            assert 0.95 < ratio < 1.25, (row["policy"], row["context"], ratio)
+
+
 def test_a_capture_is_estimated_too(root):
     found = json.loads((root / "figures/data/capture-nvidia-h200.json").read_text())
     told = dl.estimate(
