@@ -179,7 +179,9 @@ def _agreeing(
         expected = [torch.cat([own[:, :1], own[:, :-1]], dim=1) for own in expected]
     worst = {}
     # RoBERTa and its like number positions from one past the padding token's id.
-    for first in sorted({0, spec.pad_id + 1}):
+    for first in (0, spec.pad_id + 1):
+        if first + tokens.shape[1] > spec.max_length:
+            continue  # more positions than there are embeddings of
         probe = _Probe()
         dlm = DLM(model, tokenizer, spec, None, head=chosen, first_position=first)
         context = attention.StepContext(0, _Whole(), probe, probe, start)  # type: ignore[arg-type]
@@ -189,8 +191,6 @@ def _agreeing(
             raise ValueError(
                 f"{type(model.base_model).__name__} does not take what dlm-lens passes to it: {error}"
             ) from error
-        except IndexError:  # more positions than there are embeddings of
-            continue
         _check_layers(spec, probe)
         found = [logits[:1], logits[1:, _PADDING:]]
         worst[first] = max(
