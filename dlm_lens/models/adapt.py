@@ -11,7 +11,8 @@ from torch import Tensor
 from transformers import PreTrainedModel
 
 from dlm_lens import attention
-from dlm_lens.models.dlm import DLM, Spec, language_head
+from dlm_lens.models.dlm import DLM, language_head
+from dlm_lens.models.spec import Spec
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerFast

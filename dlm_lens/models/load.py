@@ -20,7 +20,7 @@ from dlm_lens import attention
 from dlm_lens.errors import CheckpointError
 from dlm_lens.models.autoregressive import LLAMA, QWEN2
 from dlm_lens.models.checkpoint import STORED_DTYPES, StoredWeight, fill_weights, find_weights
-from dlm_lens.models.dlm import DLM, make_spec
+from dlm_lens.models.dlm import DLM
 from dlm_lens.models.dream import DREAM
 from dlm_lens.models.family import Family
 from dlm_lens.models.llada import LLADA
@@ -34,6 +34,7 @@ from dlm_lens.models.placement import (
     place,
 )
 from dlm_lens.models.rope import ntk_theta
+from dlm_lens.models.spec import make_spec
 from dlm_lens.models.tokenizer import check_ids, load_tokenizer, special_ids
 
 BUNDLED = {"tiny": "tiny-dlm", "tiny-dlm": "tiny-dlm", "tiny-ar": "tiny-ar"}

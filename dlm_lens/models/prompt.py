@@ -12,7 +12,7 @@ from torch import Tensor
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerFast
 
-    from dlm_lens.models.dlm import Spec
+    from dlm_lens.models.spec import Spec
 
 
 @dataclass(frozen=True)

@@ -7,7 +7,7 @@ from pathlib import Path
 from transformers import PreTrainedTokenizerFast, Qwen2Tokenizer
 
 from dlm_lens.errors import CheckpointError
-from dlm_lens.models.dlm import Spec
+from dlm_lens.models.spec import Spec
 
 
 def load_tokenizer(folder: Path) -> PreTrainedTokenizerFast | None:

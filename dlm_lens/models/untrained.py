@@ -6,12 +6,13 @@ import torch
 from transformers import PreTrainedTokenizerFast
 
 from dlm_lens.models.autoregressive import LLAMA
-from dlm_lens.models.dlm import DLM, make_spec
+from dlm_lens.models.dlm import DLM
 from dlm_lens.models.dream import DREAM
 from dlm_lens.models.family import Family
 from dlm_lens.models.llada import LLADA
 from dlm_lens.models.load import empty_model, put
 from dlm_lens.models.placement import Placement, default_device
+from dlm_lens.models.spec import make_spec
 from dlm_lens.models.tokenizer import check_ids, special_ids
 
 

@@ -17,8 +17,8 @@ from transformers import PreTrainedTokenizerFast
 from dlm_lens.measure import tasks
 from dlm_lens.models import DLM, load
 from dlm_lens.models.autoregressive import LLAMA
-from dlm_lens.models.dlm import make_spec
 from dlm_lens.models.llada import LLADA
+from dlm_lens.models.spec import make_spec
 from dlm_lens.training.corpus import EOS, MASK, PAD
 from dlm_lens.training.data import Mixture, QuestionWriter
 from dlm_lens.training.train import Recipe, build
