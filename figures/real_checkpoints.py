@@ -50,14 +50,23 @@ def measure(*files: Path) -> pd.DataFrame:
     about |= {"model": ", ".join(file["provenance"]["model"] for file in found)}
     checkpoints = {file["checkpoint"]["shape"]: file["checkpoint"] for file in found}
     about |= {"command": [file["provenance"]["command"] for file in found], "checkpoints": checkpoints}
-    about["errors"] = [
-        f"{named(row)} at {row['context']:,} on {SHAPES.get(file['checkpoint']['shape'], file['checkpoint']['shape'])}"
-        for file in found
-        for row in file["rows"]
-        if "error" in row
-    ]
+    about["errors"] = [missed(file, row) for file in found for row in file["rows"] if "error" in row]
     table.attrs["provenance"] = about
     return table
+
+
+def missed(file: Row, row: Row) -> str:
+    """What ran out of memory, and under which setting the same run did not."""
+    shape = file["checkpoint"]["shape"]
+    text = f"{named(row)} at {row['context']:,} on {SHAPES.get(shape, shape)}"
+    again = [
+        other["environment"]
+        for other in file["rows"]
+        if "environment" in other and (named(other), other["context"]) == (named(row), row["context"])
+    ]
+    for name, value in again[0].items() if again else ():
+        text += f", whose memory was in pieces; measured with {name}={value} instead"
+    return text
 
 
 def kinds(file: Row, row: Row) -> list[Row]:
@@ -71,6 +80,8 @@ def kinds(file: Row, row: Row) -> list[Row]:
             "compiled": bool(row["compiled"]),
             "kind": kind,
             "steps": ms["steps"],
+            "run_steps": row["steps"],
+            "run_ms": row["total_ms"],
             "ms": ms["median"],
             "low": ms["low"],
             "high": ms["high"],
@@ -206,7 +217,7 @@ def caption(table: pd.DataFrame) -> str:
         f"The estimates made before the runs are {ratio.min():+.0f}% to {ratio.max():+.0f}% off the peaks measured."
     )
     if about["errors"]:
-        said.append(f"Did not fit: {'; '.join(about['errors'])}.")
+        said.append(f"Out of memory: {'; '.join(about['errors'])}.")
     return " ".join(said)
 
 
@@ -223,9 +234,21 @@ def of_shape(table: pd.DataFrame, shape: str, about: dict[str, Any]) -> str:
     text = (
         f"{SHAPES[shape]}, {stored_as['gb']:.1f} GB in {stored_as['shards']} shards, is written in"
         f" {stored_as['write_s']:.0f} s and loaded in {stored_as['load_s']:.0f} s; a dense step at {far:,} tokens takes"
-        f" {dense:,.0f} ms, and sparse ones are faster by: {each}."
+        f" {dense:,.0f} ms, and sparse ones are faster by: {each}. {whole(table, far)}"
     )
     return " ".join([text, *compiling(table, far), *captured(table), *longest(steps, far)])
+
+
+def whole(table: pd.DataFrame, far: int) -> str:
+    """The totals of the longest runs at a context, with their dense and refresh steps."""
+    runs = table[(table["context"] == far) & table["compiled"] & (table["job"] == "denoise")]
+    runs = runs[runs["run_steps"] == runs["run_steps"].max()].drop_duplicates("policy")
+    dense = runs[runs["policy"] == BEST]["run_ms"].item()
+    each = "; ".join(
+        f"{row.policy} {row.run_ms / 1000:.1f} s ({dense / row.run_ms:.2f}×)" for row in runs.itertuples()
+    )
+    steps = runs["run_steps"].max()
+    return f"Whole runs of {steps} steps, hardly long enough to make up for their dense and refresh steps: {each}."
 
 
 def compiling(table: pd.DataFrame, far: int) -> list[str]:

@@ -19,9 +19,10 @@ import json
 import shutil
 import sys
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
+from functools import partial
 from pathlib import Path
 from statistics import median
 from time import perf_counter
@@ -233,26 +234,34 @@ def measure(options: argparse.Namespace) -> Session:
             session.add(bench.row(NoAttention(), length, 3))
         if not options.eager:
             dlm.compile()
-        lengths = [*options.lengths, *options.longest]
-        for index, length in enumerate(lengths):
+        todo = _todo(bench, options)
+        for make in todo:
             if session.over:
                 break
-            for at, (policy, steps) in enumerate(_jobs(bench, length, few=length in options.longest)):
-                if session.over:
-                    break
-                if index == 0 and at > 0:  # kernels are built for all lengths
-                    bench.row(policy, length, 4)
-                session.add(bench.row(policy, length, steps, first=at == 0))
-            if length == options.capture and not session.over:
-                _capture(session, bench, length, min(lengths))
-        session.about |= {"finished": not session.over}
+            session.add(make())
+        session.about |= {"finished": len(session.rows) == len(options.lengths) + len(todo)}
         session.keep()
         return session
 
 
-def _capture(session: Session, bench: Bench, length: int, shortest: int) -> None:
-    bench.captured(shortest, None)  # builds the kernels
-    session.add(bench.captured(length, session.options.trace))
+def _todo(bench: Bench, options: argparse.Namespace) -> list[Callable[[], Row]]:
+    """The rows that are measured with compiled layers, in turn; the shortest length builds the kernels for all."""
+    rows: list[Callable[[], Row]] = []
+    for length in [*options.lengths, *options.longest]:
+        for at, (policy, steps) in enumerate(_jobs(bench, length, few=length in options.longest)):
+            row = partial(bench.row, policy, length, steps, first=at == 0)
+            warm = length == options.lengths[0] and at > 0
+            rows.append(partial(_second, partial(bench.row, policy, length, 4), row) if warm else row)
+        if length == options.capture:
+            warming = partial(bench.captured, min(options.lengths), None)
+            rows.append(partial(_second, warming, partial(bench.captured, length, options.trace)))
+    return rows
+
+
+def _second(warming: Callable[[], Row], row: Callable[[], Row]) -> Row:
+    """The row of the second of two runs."""
+    warming()
+    return row()
 
 
 def _jobs(bench: Bench, length: int, *, few: bool) -> list[tuple[Policy, int]]:
