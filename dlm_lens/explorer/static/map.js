@@ -36,8 +36,11 @@ function makeMap(app) {
     return words.join(" ");
   };
 
+  // Room for the positions at the axis, beside its title.
+  const margin = 25 + 7 * Math.max(3, `${data.positions}`.length);
+
   const draw = (ctx, width, height) => {
-    const [left, top, right, bottom] = [46, 8, 8, 36];
+    const [left, top, right, bottom] = [margin, 8, 8, 36];
     const side = Math.min(width - left - right, height - top - bottom);
     plot = { x: left + (width - left - right - side) / 2, y: top, side };
     fillImage(image, data.slice("map", state.sample, data.selection(state.layer, state.head), state.step));
@@ -103,7 +106,7 @@ function makeMap(app) {
     }, side, ["prompt keys", "generation keys"]);
     regionTitles(app, ctx, along(data.promptLength), (text, from, to, ink) => {
       ctx.save();
-      ctx.translate(x - 36, y + ((from + to) / 2) * side);
+      ctx.translate(x - margin + 10, y + ((from + to) / 2) * side);
       ctx.rotate(-Math.PI / 2);
       axisText(app, ctx, text, 0, 0, "center", ink);
       ctx.restore();

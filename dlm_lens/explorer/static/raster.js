@@ -1,6 +1,8 @@
 // Column mass of every position at every step, sinks marked. The picture is made once per selection;
 // the line of the current step and the marked rows lie on a canvas above it.
 
+const MARK = 1.5; // pixels, the lowest that a sink is drawn
+
 function makeRaster(app) {
   const { data, store, tip } = app;
   const state = store.state;
@@ -17,7 +19,7 @@ function makeRaster(app) {
   const keys = el(
     "div",
     { class: "dl-keys" },
-    keyItem("sink-line", `sink: mass > mean + ${compact(data.manifest.kappa)} sd`),
+    keyItem("sink-line", `sink: mass > mean + ${compact(data.manifest.kappa)} sd; pale where few of many are`),
     keyItem("frontier", "position is committed here"),
     keyItem("follow", "followed token"),
   );
@@ -67,18 +69,29 @@ function makeRaster(app) {
     drawPositionAxis(app, ctx, plot, rowY);
   };
 
+  // Where a mark is higher than a position it stands for several, and is the paler the fewer of them are sinks.
   const drawSinks = (ctx, plot) => {
     if (!data.has("sinks")) return;
     const selection = data.selection(state.layer, state.head);
-    const row = plot.height / count();
-    const thickness = Math.max(1.5, Math.min(3, row));
+    const together = Math.max(1, Math.ceil((MARK / plot.height) * count()));
+    const row = (plot.height / count()) * together;
+    const thickness = Math.max(MARK, Math.min(3, row));
     ctx.fillStyle = app.ink("sink");
     for (let step = 0; step < data.steps.length; step++) {
-      for (let p = first(); p < data.positions; p++) {
-        if (!data.bit("sinks", state.sample, selection, step, p)) continue;
-        ctx.fillRect(plot.left + step * plot.cell, rowY(p, plot) + (row - thickness) / 2, plot.cell, thickness);
+      for (let from = first(); from < data.positions; from += together) {
+        const share = sinkShare(selection, step, from, Math.min(from + together, data.positions));
+        if (!share) continue;
+        ctx.globalAlpha = 0.25 + 0.75 * share;
+        ctx.fillRect(plot.left + step * plot.cell, rowY(from, plot) + (row - thickness) / 2, plot.cell, thickness);
       }
     }
+    ctx.globalAlpha = 1;
+  };
+
+  const sinkShare = (selection, step, from, to) => {
+    let sinks = 0;
+    for (let p = from; p < to; p++) sinks += data.bit("sinks", state.sample, selection, step, p) ? 1 : 0;
+    return sinks / (to - from);
   };
 
   // A tick at the step that decided a position: left of it the position is a mask.
