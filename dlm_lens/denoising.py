@@ -252,6 +252,6 @@ def _check_fits(spec: Spec, prompt: Prompt, gen_length: int) -> None:
     if gen_length > room:
         advice = f"generate at most {room} tokens or shorten the prompt" if room > 0 else "shorten it"
         raise ValueError(
-            f"a prompt of {length} tokens and gen_length={gen_length} exceed the {spec.max_length} positions"
-            f" of {spec.name!r}; {advice}"
+            f"a prompt of {length} {'token' if length == 1 else 'tokens'} and gen_length={gen_length} exceed the"
+            f" {spec.max_length} positions of {spec.name!r}; {advice}"
         )

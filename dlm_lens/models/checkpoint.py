@@ -185,7 +185,8 @@ def _check_keys(
         )
     if problems:
         raise CheckpointError(
-            f"the weights in {folder} are not those its config.json describes: {'; '.join(problems)}"
+            f"the weights in {folder} are not those its config.json describes: {'; '.join(problems)}. Take both"
+            " from the same download"
         )
 
 

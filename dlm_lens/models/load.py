@@ -31,6 +31,7 @@ from dlm_lens.models.placement import (
     allocate,
     connect,
     default_device,
+    device_named,
     place,
 )
 from dlm_lens.models.rope import ntk_theta
@@ -105,7 +106,7 @@ def load(
 
         model = empty_model(chosen, config)
         weights = find_weights(model, folder, to_native=chosen.to_native, to_published=chosen.to_published)
-        on_cpu = device_map is None and torch.device(device or default_device()).type == "cpu"
+        on_cpu = device_map is None and device_named(device or default_device()).type == "cpu"
         model.to(_dtype(dtype, published, weights, folder, on_cpu))
         placement = place(model, device, device_map, max_memory)
         put(model, placement)
@@ -138,7 +139,8 @@ def _read_config(folder: Path, family: str | None) -> tuple[Family, dict[str, An
     kind = published.get("model_type") if isinstance(published, dict) else None
     if kind not in FAMILIES:
         raise CheckpointError(
-            f"{path} says model_type={kind!r}; dlm-lens loads {', '.join(map(repr, FAMILIES))}"
+            f"{path} says model_type={kind!r}; dlm-lens loads {', '.join(map(repr, FAMILIES))}, and takes other models"
+            " of transformers that see both sides by dl.adapt"
         )
     found = FAMILIES[kind]
     known = {each.name for each in FAMILIES.values()}
@@ -148,8 +150,8 @@ def _read_config(folder: Path, family: str | None) -> tuple[Family, dict[str, An
         what = "an autoregressive model" if found.causal else f"a {found.name} model"
         types = [repr(name) for name, each in FAMILIES.items() if each.name == family]
         raise CheckpointError(
-            f"{path} says model_type={kind!r}, {what}, but family={family!r} was asked for, which is"
-            f" {' or '.join(types)}"
+            f"{path} says model_type={kind!r}, {what}, but family={family!r} was asked for, whose model_type is"
+            f" {' or '.join(types)}; leave family out, or give {found.name!r}, to load it as what it is"
         )
     if "quantization_config" in published:
         raise CheckpointError(
@@ -162,9 +164,10 @@ def _config(folder: Path, family: Family, published: dict[str, Any]) -> Any:
     try:
         return family.read_config(published)
     except (KeyError, TypeError, ValueError) as error:
+        # The message is whole; a second traceback would only hide it.
         raise CheckpointError(
             f"{folder / 'config.json'} does not describe a {family.name} model: {error}"
-        ) from error
+        ) from None
 
 
 def _stretch(config: Any, max_length: int | None, rope_theta: float | str | None) -> None:

@@ -54,13 +54,15 @@ def place(
     if max_memory is not None and device_map != "auto":
         raise ValueError('max_memory bounds what device_map="auto" puts where; give both or neither')
     if device_map is None:
-        chosen = Placement({"": _device(device or default_device())})
+        chosen = Placement({"": device_named(device or default_device())})
     elif device is not None:
         raise ValueError(f"device={device!r} and device_map={device_map!r} exclude each other; give one")
     elif device_map == "auto":
-        chosen = _spread(model, max_memory) if torch.cuda.is_available() else Placement({"": _device("cpu")})
+        chosen = (
+            _spread(model, max_memory) if torch.cuda.is_available() else Placement({"": device_named("cpu")})
+        )
     elif isinstance(device_map, Mapping):
-        chosen = Placement({name: _device(where) for name, where in device_map.items()})
+        chosen = Placement({name: device_named(where) for name, where in device_map.items()})
     else:
         raise ValueError(f'device_map={device_map!r} must be "auto" or a table of module names and devices')
     _check_map(model, chosen)
@@ -118,13 +120,14 @@ def weight_bytes(model: PreTrainedModel, placement: Placement) -> dict[torch.dev
     return sizes
 
 
-def _device(where: int | str | torch.device) -> torch.device:
+def device_named(where: int | str | torch.device) -> torch.device:
+    """The device of that name or number; ``ValueError`` for one that is not there."""
     try:
         device = torch.device("cuda", where) if isinstance(where, int) else torch.device(where)
-    except (RuntimeError, TypeError) as error:
+    except (RuntimeError, TypeError):
         raise ValueError(
             f'{where!r} is no device that a model can run on; use such as "cuda:0" or "cpu"'
-        ) from error
+        ) from None
     if device.type == "cuda":
         count = torch.cuda.device_count()
         if device.index is None:
@@ -150,7 +153,7 @@ def _spread(model: PreTrainedModel, max_memory: MaxMemory | None) -> Placement:
             f" ({', '.join(f'{key}: {_amount(size)}' for key, size in memory.items() if key != 'cpu')}): {left[0]} and"
             f" {len(left) - 1} more modules are left over. Use a dtype of fewer bytes, more GPUs, or raise max_memory"
         )
-    placed = {name: _device(where) for name, where in devices.items()}
+    placed = {name: device_named(where) for name, where in devices.items()}
     # Where the first layer is: it is shown the hidden states only for their dtype, but they would be copied to it.
     return Placement(placed | {"model.rotary_emb": placed.get("", placed["model.embed_tokens"])})
 

@@ -8,6 +8,11 @@ from typing import Any
 # What transformers computes from the configuration alone. Others change with the length of the input, or need lists
 # of factors that no published checkpoint of these families has.
 KINDS = ("default", "linear", "yarn", "llama3")
+_NEEDED = {
+    "linear": ("factor",),
+    "yarn": ("factor",),
+    "llama3": ("factor", "low_freq_factor", "high_freq_factor"),
+}
 
 
 def read_rope(published: dict[str, Any], *, theta: float, positions: int) -> dict[str, Any]:
@@ -16,7 +21,7 @@ def read_rope(published: dict[str, Any], *, theta: float, positions: int) -> dic
     ``theta`` is the base where the configuration names none, ``positions`` the length it was published for, from
     which scaled kinds count where they do not say. A configuration that already has ``rope_parameters`` keeps them.
 
-    Raises ``ValueError`` for a kind of scaling that is not computed, naming it.
+    Raises ``ValueError`` for a kind of scaling that is not computed, or that lacks a number it needs, naming it.
     """
     given = published.get("rope_parameters") or published.get("rope_scaling") or {}
     if not isinstance(given, dict):
@@ -27,6 +32,11 @@ def read_rope(published: dict[str, Any], *, theta: float, positions: int) -> dic
         raise ValueError(
             f"rope_scaling is of type {kind!r}, which dlm-lens does not compute; it knows"
             f" {', '.join(map(repr, KINDS))}"
+        )
+    needed = _NEEDED.get(kind, ())
+    if lacking := [name for name in needed if not isinstance(parameters.get(name), (int, float))]:
+        raise ValueError(
+            f"rope_scaling of type {kind!r} needs a number as {', '.join(lacking)}; it is {given}"
         )
     base = parameters.get("rope_theta") or published.get("rope_theta") or theta
     parameters["rope_theta"] = float(base)

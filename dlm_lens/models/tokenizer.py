@@ -11,12 +11,23 @@ from dlm_lens.models.spec import Spec
 
 
 def load_tokenizer(folder: Path) -> PreTrainedTokenizerFast | None:
-    """The folder's tokenizer. Its class is chosen here: a checkpoint that names remote code is not asked."""
+    """The folder's tokenizer, if it has one. Its class is chosen here: one that names remote code is not asked.
+
+    Raises ``CheckpointError`` for files that cannot be read.
+    """
+    kind: type[PreTrainedTokenizerFast]
     if (folder / "tokenizer.json").is_file():
-        return PreTrainedTokenizerFast.from_pretrained(folder)
-    if (folder / "vocab.json").is_file() and (folder / "merges.txt").is_file():
-        return Qwen2Tokenizer.from_pretrained(folder)
-    return None
+        kind, names = PreTrainedTokenizerFast, "tokenizer.json"
+    elif (folder / "vocab.json").is_file() and (folder / "merges.txt").is_file():
+        kind, names = Qwen2Tokenizer, "vocab.json and merges.txt"
+    else:
+        return None
+    try:
+        return kind.from_pretrained(folder)
+    except Exception as error:  # what the tokenizers library raises is no narrower
+        raise CheckpointError(
+            f"the tokenizer in {folder} ({names}) cannot be read: {type(error).__name__}: {error}; download it again"
+        ) from error
 
 
 def special_ids(tokenizer: PreTrainedTokenizerFast) -> dict[str, int | None]:
@@ -32,8 +43,13 @@ def check_ids(spec: Spec, tokenizer: PreTrainedTokenizerFast | None) -> None:
     """Raise ``CheckpointError`` for special tokens outside the vocabulary, or a tokenizer of another model."""
     for name in ("mask_id", "eos_id", "pad_id", "bos_id"):
         token = getattr(spec, name)
+        setting = name.replace("_id", "_token_id")
+        if token is not None and not isinstance(token, int):
+            raise CheckpointError(
+                f"{spec.name}: {setting}={token!r} is no token id; give a whole number below {spec.vocab} in"
+                " config.json"
+            )
         if token is not None and not 0 <= token < spec.vocab:
-            setting = name.replace("_id", "_token_id")
             raise CheckpointError(
                 f"{spec.name}: {setting}={token} lies outside the vocabulary of {spec.vocab}; correct {setting} or the"
                 " vocabulary's size in config.json"

@@ -82,6 +82,10 @@ def test_an_autoregressive_checkpoint_where_a_diffusion_model_is_expected(tmp_pa
         dl.CheckpointError, match=r"model_type='llama', an autoregressive .*'llada' was asked"
     ):
         dl.load(tmp_path, family="llada")
+    with pytest.raises(
+        dl.CheckpointError, match=r"whose model_type is 'llada'; leave family out, or give 'ar'"
+    ):
+        dl.load(tmp_path, family="llada")
     rewrite(tmp_path, model_type="qwen2")
     with pytest.raises(dl.CheckpointError, match=r"'qwen2', an autoregressive .*family='dream'.* is 'Dream'"):
         dl.load(tmp_path, family="dream")
@@ -103,6 +107,30 @@ def test_a_mask_outside_the_vocabulary(family, tmp_path, unread):
         dl.CheckpointError, match=f"mask_token_id={VOCAB} lies outside the vocabulary of {VOCAB}"
     ):
         dl.load(tmp_path, device="cpu")
+
+
+def test_a_mask_that_is_no_id(tmp_path, unread):
+    checkpoint(tmp_path, "dream", mask_token_id="<|mask|>")
+    with pytest.raises(
+        dl.CheckpointError, match=rf"mask_token_id='<\|mask\|>' is no token id; .* below {VOCAB}"
+    ):
+        dl.load(tmp_path, device="cpu")
+
+
+@pytest.mark.parametrize("content", ["{", "{}"])
+def test_a_torn_tokenizer(content, tmp_path, unread):
+    checkpoint(tmp_path, "llada")
+    (tmp_path / "tokenizer.json").write_text(content)
+    with pytest.raises(
+        dl.CheckpointError, match=r"tokenizer in .* \(tokenizer\.json\) cannot be read: .*download"
+    ):
+        dl.load(tmp_path, device="cpu")
+
+
+def test_a_device_that_is_none(tmp_path, unread):
+    checkpoint(tmp_path, "llada")
+    with pytest.raises(ValueError, match="'gpu' is no device"):
+        dl.load(tmp_path, device="gpu")
 
 
 def test_no_mask_in_config_nor_tokenizer(tmp_path, unread):

@@ -57,6 +57,13 @@ def test_a_scaling_that_is_not_computed_is_refused():
         read_rope({"rope_scaling": {"rope_type": "longrope"}}, theta=1e4, positions=99)
 
 
+def test_a_scaling_without_its_numbers_is_refused():
+    with pytest.raises(
+        ValueError, match=r"'llama3' needs a number as low_freq_factor, high_freq_factor; it is"
+    ):
+        read_rope({"rope_scaling": {"type": "llama3", "factor": 8.0}}, theta=1e4, positions=99)
+
+
 def test_a_linear_scaling_changes_the_angles_as_it_says(tmp_path):
     for name, changes in {"plain": {}, "scaled": {"rope_scaling": {"type": "linear", "factor": 2.0}}}.items():
         checkpoint(tmp_path / name, "dream", **changes)
