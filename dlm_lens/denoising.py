@@ -192,8 +192,9 @@ def _let_go(error: torch.OutOfMemoryError) -> str:
 def _out_of_memory(dlm: DLM, demand: Demand, done: Denoised, steps: int, said: str) -> OutOfMemoryError:
     needed, step = run_estimate(dlm, demand), len(done.timings)
     return OutOfMemoryError(
-        f"out of memory in step {step} of {steps} ({said}). The {step} steps before it are in .result of this error,"
-        f" and in .trace if they were captured. Estimated before the run: {needed}\n{advice(needed)}",
+        f"out of memory in step {step} of {steps} ({said}). Finished before it: {step or 'no'} steps, which are in"
+        " .result of this error, and in .trace if they were captured."
+        f" Estimated before the run: {needed}\n{advice(needed)}",
         step=step,
         result=done,
     )

@@ -229,8 +229,12 @@ def test_a_capture_that_runs_out_keeps_its_trace(random_dlm, tmp_path, path):
     assert not trace.complete
     assert trace.dataset.sizes["step"] == 2
     assert (trace["column_mass"].values == whole["column_mass"].values[:2]).all()
-    if path is not None:
+    notes = getattr(caught.value, "__notes__", [])
+    if path is None:
+        assert not notes
+    else:
         assert dl.open_trace(path).dataset.sizes["step"] == 2
+        assert str(path) in notes[0]
 
 
 def test_running_out_at_once_leaves_no_trace(random_dlm, monkeypatch):

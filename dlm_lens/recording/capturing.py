@@ -1,5 +1,6 @@
 """Capture: denoise once and record what attention did."""
 
+import os
 from collections.abc import Iterable, Sequence
 from os import PathLike
 from typing import TYPE_CHECKING, Any
@@ -131,6 +132,8 @@ def capture(
     except OutOfMemoryError as error:
         if error.step:
             error.trace = recorder.finish(error.result.tokens, error.result.committed_at, interrupted=True)
+            if path is not None:
+                error.add_note(f"The trace of the finished steps is kept: dl.open_trace({os.fspath(path)!r})")
         raise
     return recorder.finish(done.tokens, done.committed_at, done.interrupted)
 

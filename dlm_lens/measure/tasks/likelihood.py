@@ -99,6 +99,9 @@ def likelihood(
     Raises ValueError before anything is run for values that cannot work, and :class:`MemoryBudgetError` where a GPU's
     memory does not suffice.
     """
+    for index, pair in enumerate(pairs):
+        if isinstance(pair, str) or len(pair) != 2:
+            raise ValueError(f"pairs[{index}]={pair!r} is no pair; give (context, continuation)")
     encoded = [
         (_ids(dlm, context, begins=True), _ids(dlm, continuation, begins=False))
         for context, continuation in pairs

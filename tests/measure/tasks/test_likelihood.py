@@ -156,6 +156,9 @@ def test_bad_values_are_refused(llada):
     ]:
         with pytest.raises(ValueError, match=message):
             dl.tasks.likelihood(dlm, [pair], progress=False, **wrong)
+    for pairs in ("ab", [CONTEXT[:3]]):
+        with pytest.raises(ValueError, match=r"pairs\[0\]=.* is no pair; give \(context, continuation\)"):
+            dl.tasks.likelihood(llada, pairs, **QUICK)
     with pytest.raises(ValueError, match="computes only"):
         dl.tasks.likelihood(llada, [fine], dl.WindowDiffusion(active=6, window=6), **QUICK)
 
