@@ -93,6 +93,9 @@ class DlmLens(TemplateLM):
         if not str(batch_size).isdigit() or int(batch_size) < 1:
             raise ValueError(f"batch_size={batch_size!r} must be a number; dlm_lens does not look for one")
         self.batch_size = int(batch_size)
+        for name, count in (("steps", steps), ("gen_length", gen_length)):
+            if count is not None and (not isinstance(count, int) or count < 1):
+                raise ValueError(f"{name}={count!r} must be a whole number, at least 1, or be left out")
         own = [name for name in inspect.signature(DlmLens).parameters if name != "parameters"]
         self.method = Method.of(policy, sparsity, sampler, parameters, own)
         self.dlm = _load(

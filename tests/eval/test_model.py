@@ -286,6 +286,8 @@ class TestModel:
             ({"batch_size": "auto"}, "batch_size='auto' must be a number"),
             ({"batch_size": 0}, "batch_size=0"),
             ({"device": "cpu"}, "device: 'random-llada' is loaded already"),
+            ({"steps": "x"}, "steps='x' must be a whole number, at least 1"),
+            ({"gen_length": 0}, "gen_length=0 must be a whole number"),
             ({"polcy": "dense"}, "unknown model argument polcy: there are pretrained, policy, sparsity"),
             ({"block_length": 0}, "block_length=0"),
         ]:
