@@ -18,6 +18,7 @@ import torch
 from dlm_lens.byte_sizes import format_bytes
 from dlm_lens.errors import MemoryBudgetError
 from dlm_lens.models import DLM, Spec
+from dlm_lens.models.placement import free_bytes
 from dlm_lens.policies import Policy
 from dlm_lens.policies.held import RunSize
 from dlm_lens.samplers import Sampler
@@ -154,28 +155,19 @@ def run_estimate(model: DLM | Spec, demand: Demand) -> RunEstimate:
     return RunEstimate(weights, kept, phases, free[fullest], demand, shares[fullest])
 
 
-def free_bytes(device: torch.device) -> int | None:
-    """Bytes that PyTorch could still allocate on a GPU, its own cached blocks included; None elsewhere."""
-    if device.type != "cuda":
-        return None
-    cached = torch.cuda.memory_reserved(device) - torch.cuda.memory_allocated(device)
-    return torch.cuda.mem_get_info(device)[0] + cached
-
-
 @contextmanager
-def room_for(dlm: DLM, demand: Demand) -> Iterator[None]:
-    """A run that demands so much: the MLP is chunked for it where it would not fit otherwise.
+def room_for(dlm: DLM, demand: Demand) -> Iterator[Demand]:
+    """A run that demands so much: the MLP is chunked for it where it would not fit otherwise; yields what it then asks.
 
     Raises ``MemoryBudgetError`` where it surely does not fit even so.
     """
     if free_bytes(dlm.device) is None:
-        yield
+        yield demand
         return
     needed = run_estimate(dlm, demand)
     before = dlm.mlp_chunk
     if needed.fits is False and before is None and dlm.has_mlp:
-        demand = replace(demand, chunk=CHUNK)
-        chunked = run_estimate(dlm, demand)
+        chunked = run_estimate(dlm, replace(demand, chunk=CHUNK))
         if chunked.needed < needed.needed:
             dlm.chunk_mlp(CHUNK)
             needed = chunked
@@ -185,7 +177,7 @@ def room_for(dlm: DLM, demand: Demand) -> Iterator[None]:
                 f"this run needs about {format_bytes(needed.needed)} beside the weights, but only"
                 f" {format_bytes(needed.free)} of the GPU are free. {needed}\n{advice(needed)}"
             )
-        yield
+        yield needed.demand
     finally:
         if dlm.mlp_chunk != before:
             dlm.chunk_mlp(before)

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor, nn
 
+from dlm_lens.byte_sizes import format_bytes
 from dlm_lens.errors import MemoryBudgetError
 
 if TYPE_CHECKING:
@@ -149,7 +150,7 @@ def _spread(model: PreTrainedModel, max_memory: MaxMemory | None) -> Placement:
     if left := [name for name, where in devices.items() if where in ("cpu", "disk")]:
         total = sum(parameter.numel() * parameter.element_size() for parameter in model.parameters())
         raise MemoryBudgetError(
-            f"the weights take {_gigabytes(total)}, more than the GPUs have room for"
+            f"the weights take {format_bytes(total)}, more than the GPUs have room for"
             f" ({', '.join(f'{key}: {_amount(size)}' for key, size in memory.items() if key != 'cpu')}): {left[0]} and"
             f" {len(left) - 1} more modules are left over. Use a dtype of fewer bytes, more GPUs, or raise max_memory"
         )
@@ -186,26 +187,22 @@ def _check_map(model: PreTrainedModel, chosen: Placement) -> None:
 
 def _check_memory(model: PreTrainedModel, chosen: Placement) -> None:
     for device, needed in weight_bytes(model, chosen).items():
-        if device.type != "cuda":
-            continue
-        free = free_memory(device)
-        if needed > free:
+        free = free_bytes(device)
+        if free is not None and needed > free:
             raise MemoryBudgetError(
-                f"the weights take {_gigabytes(needed)} in {str(model.dtype).removeprefix('torch.')}, but"
-                f' {_gigabytes(free)} of {device} are free. Use dtype="bfloat16" if they are wider,'
+                f"the weights take {format_bytes(needed)} in {str(model.dtype).removeprefix('torch.')}, but"
+                f' {format_bytes(free)} of {device} are free. Use dtype="bfloat16" if they are wider,'
                 ' device_map="auto" to spread them over several GPUs, or free memory that others hold'
             )
 
 
-def free_memory(device: torch.device) -> int:
-    """Bytes of a GPU that nobody holds, and those that PyTorch keeps for later."""
-    kept = torch.cuda.memory_reserved(device) - torch.cuda.memory_allocated(device)
-    return torch.cuda.mem_get_info(device)[0] + kept
-
-
-def _gigabytes(size: int) -> str:
-    return f"{size / 1e9:.1f} GB"
+def free_bytes(device: torch.device) -> int | None:
+    """Bytes that PyTorch could still allocate on a GPU, its own cached blocks included; None elsewhere."""
+    if device.type != "cuda":
+        return None
+    cached = torch.cuda.memory_reserved(device) - torch.cuda.memory_allocated(device)
+    return torch.cuda.mem_get_info(device)[0] + cached
 
 
 def _amount(size: Any) -> str:
-    return size if isinstance(size, str) else _gigabytes(int(size))
+    return size if isinstance(size, str) else format_bytes(int(size))

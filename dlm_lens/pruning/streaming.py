@@ -13,6 +13,7 @@ from torch import Tensor, nn
 
 from dlm_lens.attention import StepContext
 from dlm_lens.errors import DlmLensError
+from dlm_lens.models.placement import free_bytes
 from dlm_lens.policies import Dense
 from dlm_lens.policies.base import RunInfo, StepPlan
 from dlm_lens.pruning.sinks import MassReader, SinkDiscount
@@ -266,8 +267,7 @@ def _distinct(inputs: dict[str, list[Tensor]], shape: torch.Size) -> Iterator[tu
 
 def _place_for_states(dlm: DLM, tokens: int, device: torch.device) -> torch.device:
     """``device`` if the hidden states of so many tokens take a moderate share of what is free there, else the CPU."""
-    if device.type == "cuda":
-        free, _ = torch.cuda.mem_get_info(device)
-        if tokens * dlm.spec.hidden * dlm.dtype.itemsize < _SHARE_FOR_STATES * free:
-            return device
+    free = free_bytes(device)
+    if free is not None and tokens * dlm.spec.hidden * dlm.dtype.itemsize < _SHARE_FOR_STATES * free:
+        return device
     return torch.device("cpu")
