@@ -147,7 +147,7 @@ def denoise(
     )
     interrupted, short = False, None
     with (
-        room_for(dlm, demand),
+        room_for(dlm, demand) as demand,
         Bar(progress, total=steps, desc=policy.label, unit="step") as bar,
         torch.no_grad(),
     ):

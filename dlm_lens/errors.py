@@ -20,7 +20,7 @@ class TraceError(DlmLensError):
 
 
 class MemoryBudgetError(DlmLensError):
-    """A run would need more memory than its budget or its GPU has; raised before anything is run or written."""
+    """A model, a run or a trace needs more memory than its budget or its GPU has."""
 
 
 class OutOfMemoryError(MemoryBudgetError):

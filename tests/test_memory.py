@@ -219,6 +219,16 @@ def test_running_out_midway_keeps_the_finished_steps_and_the_model(random_dlm):
     assert torch.equal(dl.denoise(random_dlm, PROMPT, **RUN).tokens, plain.tokens)
 
 
+def test_running_out_with_a_chunked_mlp_does_not_advise_to_chunk_it(dlm, monkeypatch):
+    monkeypatch.setattr(memory, "CHUNK", 8)
+    given(monkeypatch, estimated(dlm).needed - 1)
+    with pytest.raises(dl.OutOfMemoryError) as caught:
+        dl.denoise(dlm, PROMPT, policy=RunsOut(), **RUN)
+    assert "To fit:" in str(caught.value)
+    assert "chunk_mlp" not in str(caught.value)
+    assert dlm.mlp_chunk is None
+
+
 @pytest.mark.parametrize("path", [None, "trace.zarr"])
 def test_a_capture_that_runs_out_keeps_its_trace(random_dlm, tmp_path, path):
     path = path and tmp_path / path
