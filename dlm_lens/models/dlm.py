@@ -14,7 +14,7 @@ from dlm_lens.models.checkpoint import save_weights
 from dlm_lens.models.chunked_mlp import ChunkedMLP
 from dlm_lens.models.family import Family
 from dlm_lens.models.prompt import Prompt, encode_prompt
-from dlm_lens.models.spec import Spec
+from dlm_lens.models.spec import Spec, layers_of
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerFast
@@ -64,8 +64,7 @@ class DLM:
     @property
     def layers(self) -> nn.ModuleList:
         """The transformer layers, first to last."""
-        lists = (module for module in self.backbone.modules() if isinstance(module, nn.ModuleList))
-        return next(layers for layers in lists if len(layers) == self.spec.layers)
+        return layers_of(self.backbone, self.spec.layers)
 
     @property
     def device(self) -> torch.device:

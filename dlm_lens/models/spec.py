@@ -87,8 +87,7 @@ class Spec:
         heads, hidden = config.num_attention_heads, config.hidden_size
         kv_heads = getattr(config, "num_key_value_heads", None) or heads
         head_dim = getattr(config, "head_dim", None) or hidden // heads
-        lists = (module for module in model.base_model.modules() if isinstance(module, nn.ModuleList))
-        layer = next(layers[0] for layers in lists if len(layers) == config.num_hidden_layers)
+        layer = layers_of(model.base_model, config.num_hidden_layers)[0]
         matrices = sum(weight.numel() for weight in layer.parameters() if weight.ndim == 2)
         return cls(
             name=name,
@@ -108,6 +107,17 @@ class Spec:
             vocab=config.vocab_size,
             max_length=max_length or config.max_position_embeddings,
         )
+
+
+def layers_of(backbone: nn.Module, count: int) -> nn.ModuleList:
+    """The ``count`` transformer layers of a model without its head, first to last; ``ValueError`` if it has no list."""
+    for module in backbone.modules():
+        if isinstance(module, nn.ModuleList) and len(module) == count:
+            return module
+    raise ValueError(
+        f"{type(backbone).__name__} has no list of {count} layers; models that use a layer several times, or keep"
+        " theirs otherwise, cannot be told apart layer by layer"
+    )
 
 
 def _first_told(

@@ -289,6 +289,13 @@ class TestRefuses:
         )
         self.refuses(transformers.T5ForConditionalGeneration(config).eval(), "one stack of layers")
 
+    def test_layers_that_are_used_several_times(self):
+        config = transformers.AlbertConfig(
+            vocab_size=VOCAB, embedding_size=8, hidden_size=16, num_hidden_layers=2, num_attention_heads=2,
+            intermediate_size=16, mask_token_id=MASK, eos_token_id=1,
+        )  # fmt: skip
+        self.refuses(transformers.AlbertForMaskedLM(config).eval(), "AlbertModel has no list of 2 layers")
+
     def test_what_is_no_model(self):
         with pytest.raises(TypeError, match="not str"):
             dl.adapt("bert-base-uncased")
