@@ -39,9 +39,7 @@ def policy_of(name: str, sparsity: float | None = None, **parameters: Any) -> Po
     ``sparsity`` is the share of keys left out, whatever the policy calls that (:func:`budget_of`). Raises ValueError
     for an unknown name or parameter, for values that the policy refuses, or for a sparsity if it has none.
     """
-    if name not in POLICIES:
-        raise ValueError(f"unknown policy {name!r}: choose from {', '.join(POLICIES)}")
-    kind = getattr(dl, POLICIES[name])
+    kind = policy_class(name)
     if unknown := sorted(parameters.keys() - (known := parameters_of(kind))):
         raise ValueError(f"{name} has no parameter {', '.join(unknown)}; it has {', '.join(known) or 'none'}")
     policy = kind(**parameters)
@@ -51,6 +49,13 @@ def policy_of(name: str, sparsity: float | None = None, **parameters: Any) -> Po
         sparse = ", ".join(other for other in POLICIES if budget_of(other))
         raise ValueError(f"sparsity {sparsity} needs a sparse policy: {sparse}")
     return at_sparsity(policy, sparsity)
+
+
+def policy_class(name: str) -> Any:
+    """The class called ``name`` in ``POLICIES``; ``ValueError`` for an unknown name."""
+    if name not in POLICIES:
+        raise ValueError(f"unknown policy {name!r}: choose from {', '.join(POLICIES)}")
+    return getattr(dl, POLICIES[name])
 
 
 def at_sparsity(policy: Policy, sparsity: float) -> Policy:
@@ -70,7 +75,7 @@ def budget_of(name: str) -> str | None:
 
     None for a policy that saves something else than keys.
     """
-    return _budget(getattr(dl, POLICIES[name]))
+    return _budget(policy_class(name))
 
 
 def parameters_of(kind: Any) -> list[str]:

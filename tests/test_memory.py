@@ -74,6 +74,16 @@ def test_a_capture_is_estimated_too(root):
     assert {**told.phases, "attention": 0} == {**plain.phases, "attention": 0}
 
 
+def test_dtypes_are_given_as_to_load():
+    of = {"prompt_length": 56, "gen_length": 8}
+    assert (
+        dl.estimate("tiny", dtype="float32", **of).total
+        == dl.estimate("tiny", dtype=torch.float32, **of).total
+    )
+    with pytest.raises(ValueError, match="dtype='fp8' is none"):
+        dl.estimate("tiny", dtype="fp8", **of)
+
+
 class Largest(TorchDispatchMode):
     """Notes the most elements that a tensor made within has."""
 

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any, cast
 
 import dlm_lens as dl
 from dlm_lens.denoising import sampler_of
-from dlm_lens.policy_names import POLICIES, SAMPLERS, at_sparsity, parameters_of, policy_of
+from dlm_lens.policy_names import SAMPLERS, at_sparsity, parameters_of, policy_class, policy_of
 from dlm_lens.samplers import LowConfidence
 
 if TYPE_CHECKING:
@@ -61,7 +61,7 @@ class Method:
             raise ValueError(f"unknown sampler {sampler!r}: choose from {', '.join(SAMPLERS)}")
         kinds = SAMPLERS.values() if sampler is None else [SAMPLERS[sampler]]
         of_sampler = {name for kind in kinds for name in parameters_of(getattr(dl, kind))} - {*_SAMPLING}
-        of_policy = parameters_of(_kind(policy)) if isinstance(policy, str) else []
+        of_policy = parameters_of(policy_class(policy)) if isinstance(policy, str) else []
         if unknown := sorted(parameters.keys() - {*of_policy, *of_sampler}):
             raise ValueError(
                 f"unknown model argument {', '.join(unknown)}: there are {', '.join(known)}; {policy} takes"
@@ -108,12 +108,6 @@ class Method:
             name = type(sampler).__name__
             raise ValueError(f"{name}, the sampler, has no {', '.join(unknown)}; it has {', '.join(known)}")
         return replace(cast(Any, sampler), **parameters)
-
-
-def _kind(policy: str) -> Any:
-    if policy not in POLICIES:
-        raise ValueError(f"unknown policy {policy!r}: choose from {', '.join(POLICIES)}")
-    return getattr(dl, POLICIES[policy])
 
 
 def _strings(until: str | list[str]) -> tuple[str, ...]:

@@ -11,6 +11,7 @@ from dlm_lens.denoising import sampler_of
 from dlm_lens.measure.shapes import spec_of
 from dlm_lens.memory import Demand, RunEstimate, run_estimate
 from dlm_lens.models import DLM
+from dlm_lens.models.load import dtype_of
 from dlm_lens.policies import Dense, Policy
 from dlm_lens.policies.held import RunSize
 from dlm_lens.recording import Statistic, estimate_memory
@@ -30,7 +31,7 @@ def estimate(
     sampler: Sampler | None = None,
     statistics: Sequence[Statistic] | None = None,
     cfg_scale: float = 0.0,
-    dtype: torch.dtype = torch.bfloat16,
+    dtype: torch.dtype | str = torch.bfloat16,
 ) -> RunEstimate:
     """The memory of a run of :func:`dlm_lens.denoise`, or of :func:`dlm_lens.capture`, before it.
 
@@ -64,7 +65,7 @@ def estimate(
             steps=1,
             on_gpu=on_gpu,
         ).on_device
-    element = (model.dtype if isinstance(model, DLM) else dtype).itemsize
+    element = (model.dtype if isinstance(model, DLM) else dtype_of(dtype)).itemsize
     chosen = sampler_of(policy, spec, gen_length) if sampler is None else sampler
     demand = Demand(
         size=RunSize(spec, rows, prompt_length + gen_length, element, on_gpu),

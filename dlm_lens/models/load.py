@@ -201,6 +201,14 @@ def _beyond(name: str, published: int, config: Any, rope_theta: float | str | No
     )
 
 
+def dtype_of(asked: torch.dtype | str) -> torch.dtype:
+    """``torch.bfloat16`` from itself, ``"bfloat16"`` or ``"torch.bfloat16"``; ``ValueError`` for what no model has."""
+    chosen = DTYPES.get(asked.removeprefix("torch.")) if isinstance(asked, str) else asked
+    if chosen is None or chosen not in DTYPES.values():
+        raise ValueError(f"dtype={asked!r} is none that models compute in; use one of {', '.join(DTYPES)}")
+    return chosen
+
+
 def _dtype(
     asked: torch.dtype | str | None,
     published: dict[str, Any],
@@ -210,12 +218,7 @@ def _dtype(
 ) -> torch.dtype:
     """The dtype asked for; by default float32 on a CPU, elsewhere what the config names, or else the weights have."""
     if asked is not None:
-        chosen = DTYPES.get(asked.removeprefix("torch.")) if isinstance(asked, str) else asked
-        if chosen is None or chosen not in DTYPES.values():
-            raise ValueError(
-                f"dtype={asked!r} is none that models compute in; use one of {', '.join(DTYPES)}"
-            )
-        return chosen
+        return dtype_of(asked)
     named = published.get("dtype") or published.get("torch_dtype")
     if named is not None and str(named) not in DTYPES:
         raise CheckpointError(

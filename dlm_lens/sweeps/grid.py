@@ -16,7 +16,7 @@ import torch
 from dlm_lens.measure.lineup import labels_of, lineup_of, prompt_sets, sparsity_of
 from dlm_lens.measure.rounds import fingerprint, weights_fingerprint
 from dlm_lens.models import DLM
-from dlm_lens.models.load import checkpoint_folder
+from dlm_lens.models.load import checkpoint_folder, dtype_of
 from dlm_lens.policies import Policy
 from dlm_lens.policy_names import at_sparsity
 from dlm_lens.recording.base import Statistic
@@ -27,6 +27,8 @@ if TYPE_CHECKING:
 
 # Of each file of weights so many pieces of so many bytes enter the fingerprint of a checkpoint.
 _PIECES, _PIECE = 64, 64
+# Arguments of dl.load that are not for Grid(load=…), and where they are given.
+_SAID_ELSEWHERE = {"device": "sweep(device=…)", "dtype": "Grid(dtype=…)", "progress": "sweep(progress=…)"}
 
 
 @dataclass(frozen=True)
@@ -66,12 +68,18 @@ class Grid:
     tasks: Any = field(default=None, repr=False)
     control: bool = True
     capture: bool | Sequence[Statistic] = False
-    dtype: torch.dtype | None = None
+    dtype: torch.dtype | str | None = None
     load: Mapping[str, Any] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
         if not isinstance(self.model, DLM | str | os.PathLike):
             raise TypeError(f"model={self.model!r}: give a name, a folder, a hub id or a loaded model")
+        if self.dtype is not None:
+            object.__setattr__(self, "dtype", dtype_of(self.dtype))
+        if own := sorted(_SAID_ELSEWHERE.keys() & self.load.keys()):
+            raise ValueError(
+                f"load={dict(self.load)!r} holds {own[0]!r}; say that by {_SAID_ELSEWHERE[own[0]]}"
+            )
         if isinstance(self.model, DLM) and self.dtype not in (None, self.model.dtype):
             raise ValueError(f"dtype={self.dtype} asked for, but the model is loaded in {self.model.dtype}")
         if isinstance(self.model, DLM) and self.load:
@@ -218,9 +226,8 @@ def _samples(path: Path) -> bytes:
 
 def _at_budgets(policies: Any, sparsity: Sequence[float] | float | None) -> Iterator[Policy]:
     for policy in [policies] if isinstance(policies, Policy) else policies:
-        if sparsity is None or not isinstance(
-            policy, Policy
-        ):  # what is no policy is refused with its name below
+        # What is no policy is refused by name when the line-up is made.
+        if sparsity is None or not isinstance(policy, Policy):
             yield policy
         else:
             shares = [sparsity] if isinstance(sparsity, int | float) else sparsity

@@ -35,9 +35,8 @@ def finish(
         if folder is not None:
             folder.add(cell.key, record, trace if record["trace"] else None)
     except Exception as error:
-        twin = (
-            None if folder is None else folder.finished(cell.key)
-        )  # cleared away what was being written here
+        # Whoever finished the same cell meanwhile has cleared away what was being written here.
+        twin = None if folder is None else folder.finished(cell.key)
         return twin or _failed(error)
     finally:
         if trace is not None:
@@ -81,9 +80,8 @@ def on_cluster(
         for future in as_completed(futures):
             try:
                 record = future.result()
-            except (
-                Exception
-            ) as error:  # the worker died more often than the cluster allows, or the task was cancelled
+            except Exception as error:
+                # The worker died more often than the cluster allows, or the task was cancelled.
                 record = _failed(error)
             yield futures[future], record
     finally:
@@ -116,8 +114,7 @@ def _warm_model(cell: Cell, device: str | None) -> DLM:
                 f"model {cell.model!r} is not the same here ({found}) as where the sweep was started ({cell.weights})"
             )
         _warm.clear()  # two models may be more than the device holds
-        dtype = None if cell.dtype is None else getattr(torch, cell.dtype)
-        _warm[which] = load(cell.model, device=device, dtype=dtype, progress=False, **dict(cell.load))
+        _warm[which] = load(cell.model, device=device, dtype=cell.dtype, progress=False, **dict(cell.load))
     return _warm[which]
 
 

@@ -109,6 +109,8 @@ def test_a_checkpoint_is_known_by_its_content(random_dlm, tmp_path):
             ValueError,
             "load={'max_length': 64} asked for, but the model is loaded",
         ),
+        ({"dtype": "int8"}, ValueError, "dtype='int8' is none that models compute in"),
+        ({"load": {"device": "cpu"}}, ValueError, r"holds 'device'; say that by sweep\(device=…\)"),
         ({"policies": ["pulsecol"], "sparsity": 0.5}, TypeError, "policies holds 'pulsecol', a str"),
         ({"sparsity": [1.5]}, ValueError, r"sparsity=1\.5"),
         ({"prompts": {}}, ValueError, "holds no prompt set"),
