@@ -48,9 +48,8 @@ def held_lists(size: RunSize, *, group_size: int, width: int, block: int = 1, un
     heads = size.batch * size.spec.heads
     private = 4 * heads * groups * (width + 1)
     scores = min(4 * heads * groups * size.length, _SCORES_ON_GPU if size.on_gpu else _SCORES_ON_CPU)
-    making = 2 * private + scores * (
-        2 if size.length % block else 1
-    )  # a last block that is cut short is filled up
+    copies = 2 if size.length % block else 1  # a last block that is cut short is filled up
+    making = 2 * private + copies * scores
     stored = private
     if size.on_gpu and group_size <= 64:
         together = max(1, min(7, 128 // group_size))

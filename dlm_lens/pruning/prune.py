@@ -89,10 +89,9 @@ def prune(
     M that does not divide a matrix, a layer that is pruned already), and where ``path`` belongs to another pruning;
     ``DlmLensError`` if a layer gives NaN. Ctrl-C raises KeyboardInterrupt; finished layers stay in ``path``.
     """
-    how = _how(method, sink_aware, sparsity, pattern, structured, alpha, kappa)
     if not isinstance(calibration, Calibration):
         calibration = Calibration(calibration)
-    how = replace(how, discount=_seeded(how.discount, calibration.seed))
+    how = _how(method, sink_aware, sparsity, pattern, structured, alpha, kappa, calibration.seed)
     how.check(dlm)
     if device is not None and len(dlm.devices) > 1:
         raise ValueError(
@@ -252,6 +251,7 @@ def _how(
     structured: float | None,
     alpha: float,
     kappa: float,
+    seed: int,
 ) -> _How:
     """The arguments of :func:`prune`, checked; ValueError for what cannot work on any model."""
     if method not in METHODS:
@@ -278,9 +278,5 @@ def _how(
             "method='magnitude' looks at no activations, so no sinks can be discounted in them; prune with"
             " sink_aware=False, or by 'wanda' or 'sparsegpt'"
         )
-    discount = SinkDiscount(alpha, kappa, shuffled=sink_aware == "random") if sink_aware else None
+    discount = SinkDiscount(alpha, kappa, sink_aware == "random", seed) if sink_aware else None
     return _How(method, amount, discount)
-
-
-def _seeded(discount: SinkDiscount | None, seed: int) -> SinkDiscount | None:
-    return None if discount is None else replace(discount, seed=seed)
