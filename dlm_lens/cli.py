@@ -307,7 +307,7 @@ def _numbers(text: str) -> list[int]:
 
 
 def _one_line(error: Exception) -> str:
-    return " ".join(str(error).split()) or type(error).__name__
+    return " ".join(str(error).split()).replace("overwrite=True", "--overwrite") or type(error).__name__
 
 
 if __name__ == "__main__":

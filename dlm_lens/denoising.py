@@ -15,7 +15,6 @@ from dlm_lens.denoising_loop import Loop, StepRecorder
 from dlm_lens.errors import OutOfMemoryError
 from dlm_lens.memory import Demand, advice, release, room_for, run_estimate
 from dlm_lens.policies import Dense, Policy
-from dlm_lens.policies.held import RunSize
 from dlm_lens.progress import Bar, Progress
 from dlm_lens.samplers import DreamSampler, LeftToRight, LowConfidence, Sampler
 
@@ -130,20 +129,14 @@ def denoise(
         recorder=recorder,
         keep_states=history,
     )
-    demand = Demand(
-        size=RunSize(
-            spec=dlm.spec,
-            batch=len(loop.tokens) * (2 if cfg_scale else 1),
-            length=loop.tokens.shape[1],
-            element=dlm.dtype.itemsize,
-            on_gpu=dlm.device.type == "cuda",
-        ),
+    demand = Demand.of(
+        dlm,
+        rows=len(loop.tokens) * (2 if cfg_scale else 1),
+        length=loop.tokens.shape[1],
+        gen_length=gen_length,
         policy=policy,
         sampler=sampler,
-        wanted=len(sampler.positions(0, gen_length)),
         recorder=getattr(recorder, "device_bytes", 0),  # a recorder need not say
-        chunk=dlm.mlp_chunk,
-        compiled=dlm.compiled,
     )
     interrupted, short = False, None
     with (

@@ -48,6 +48,38 @@ class Demand:
     chunk: int | None
     compiled: bool
 
+    @classmethod
+    def of(
+        cls,
+        model: DLM | Spec,
+        *,
+        rows: int,
+        length: int,
+        gen_length: int,
+        policy: Policy,
+        sampler: Sampler,
+        recorder: int = 0,
+        dtype: torch.dtype = torch.bfloat16,
+    ) -> Demand:
+        """What ``rows`` sequences of ``length`` ask of a model where it is, or of a shape in ``dtype`` on a GPU."""
+        loaded = model if isinstance(model, DLM) else None
+        size = RunSize(
+            spec=model.spec if isinstance(model, DLM) else model,
+            batch=rows,
+            length=length,
+            element=(loaded.dtype if loaded else dtype).itemsize,
+            on_gpu=loaded is None or loaded.device.type == "cuda",
+        )
+        return cls(
+            size,
+            policy,
+            sampler,
+            wanted=len(sampler.positions(0, gen_length)),
+            recorder=recorder,
+            chunk=loaded.mlp_chunk if loaded else None,
+            compiled=loaded is not None and loaded.compiled,
+        )
+
     def phases(self) -> dict[str, int]:
         """Bytes held at the peak of each phase of a step, beside the weights and what the policy keeps."""
         size, spec = self.size, self.size.spec
@@ -207,7 +239,7 @@ def advice(needed: RunEstimate) -> str:
 
 
 def release(device: torch.device) -> None:
-    """Give back what a run has left, after it ran out of memory."""
+    """Give back what a run has left, so that the next begins with all the memory that nobody holds."""
     gc.collect()
     if device.type == "cuda":
         torch.cuda.empty_cache()

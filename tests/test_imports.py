@@ -15,7 +15,7 @@ MODULES = sorted([*ROOT.glob("dlm_lens/**/*.py"), *ROOT.glob("kernels/dlm_kernel
 
 # Every module may import its own layer and those before it.
 LAYERS = [
-    {"byte_sizes", "errors", "progress", "trace", "trace_store", "trace_synthetic"},
+    {"byte_sizes", "errors", "progress", "trace", "trace_store", "trace_synthetic", "whole_file"},
     {"models", "attention"},
     {
         "policies",

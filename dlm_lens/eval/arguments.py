@@ -70,7 +70,11 @@ class Method:
         if isinstance(policy, str):
             policy = policy_of(policy, sparsity, **{n: v for n, v in parameters.items() if n in of_policy})
         elif sparsity is not None:
-            policy = at_sparsity(policy, sparsity)
+            asked, policy = policy, at_sparsity(policy, sparsity)
+            if policy is asked:
+                raise ValueError(
+                    f"sparsity={sparsity} needs a policy that leaves out keys, which {policy!r} does not"
+                )
         return cls(policy, sampler, {n: v for n, v in parameters.items() if n in of_sampler})
 
     def generation(

@@ -36,6 +36,7 @@ from dlm_lens.measure.fidelity import Fidelity, walk
 from dlm_lens.measure.policy_table import code_prompts
 from dlm_lens.measure.tasks import accuracy
 from dlm_lens.policies.columns import Span, select_best
+from dlm_lens.whole_file import whole_file
 
 if TYPE_CHECKING:
     from dlm_lens.models import DLM
@@ -127,9 +128,8 @@ class Results:
         if self._out is None:
             return
         stored = {"provenance": self._about, "states": self.states, "answers": self.answers}
-        new = self._out.with_suffix(".new")
-        new.write_text(json.dumps(stored, indent=1) + "\n", encoding="utf-8")
-        new.replace(self._out)
+        with whole_file(self._out) as new:
+            new.write_text(json.dumps(stored, indent=1) + "\n", encoding="utf-8")
 
 
 def measure_states(

@@ -14,7 +14,6 @@ the measurement between two rows. ``dlm-lens explore FOLDER.zarr --html FILE.htm
 from __future__ import annotations
 
 import argparse
-import gc
 import json
 import shutil
 import sys
@@ -35,7 +34,9 @@ from dlm_lens.measure.environment import can_attend, provenance
 from dlm_lens.measure.run_memory import estimate
 from dlm_lens.measure.shapes import SHAPES, random_of_shape
 from dlm_lens.measure.speed import peak_memory
+from dlm_lens.memory import release
 from dlm_lens.policies import Policy, PolicyRun, RunInfo, StepPlan
+from dlm_lens.whole_file import whole_file
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -86,9 +87,8 @@ class Session:
     def keep(self) -> None:
         if self.options.out:
             found = {"provenance": self.about, "checkpoint": self.checkpoint, "rows": self.rows}
-            part = self.options.out.with_suffix(".part")
-            part.write_text(json.dumps(found, indent=1) + "\n")
-            part.replace(self.options.out)
+            with whole_file(self.options.out) as new:
+                new.write_text(json.dumps(found, indent=1) + "\n", encoding="utf-8")
 
     @property
     def over(self) -> bool:
@@ -125,7 +125,7 @@ class Bench:
         except dl.MemoryBudgetError as error:
             return told | {"error": str(error)}
         finally:
-            _forget(self.dlm.device)
+            release(self.dlm.device)
         row = told | _times(timings[int(first) :]) | {"peak_gb": peak[0] / 1e9}
         if first:
             row["compile_s"] = max(0.0, (timings["ms"].iloc[0] - timings["ms"].iloc[1:].median()) / 1000)
@@ -167,7 +167,7 @@ class Bench:
                 progress=False,
             )
         timings = trace.dataset[["kind", "step_ms"]].rename(step_ms="ms").to_dataframe()
-        _forget(self.dlm.device)
+        release(self.dlm.device)
         return told | _times(timings) | {"peak_gb": peak[0] / 1e9}
 
 
@@ -200,7 +200,7 @@ def checkpoint_of(shape: str, length: int, folder: Path | None) -> Iterator[tupl
         random.save(target)
         written = perf_counter() - writing
         del random
-        _forget(device)
+        release(device)
         loading = perf_counter()
         dlm = dl.load(target, dtype=dtype, max_length=max(length, published), progress=False)
         _wait(dlm.device)
@@ -291,12 +291,6 @@ def _times(timings: pd.DataFrame) -> Row:
 def _wait(device: torch.device) -> None:
     if device.type == "cuda":
         torch.cuda.synchronize(device)
-
-
-def _forget(device: torch.device) -> None:
-    if device.type == "cuda":
-        gc.collect()
-        torch.cuda.empty_cache()
 
 
 def _short(value: object) -> str:

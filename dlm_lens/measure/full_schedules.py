@@ -14,7 +14,6 @@ Layers are compiled (``DLM.compile``) for all alike, except in the first rows of
 from __future__ import annotations
 
 import argparse
-import gc
 import json
 import sys
 from collections.abc import Callable, Sequence
@@ -31,6 +30,7 @@ from dlm_lens.measure.environment import provenance
 from dlm_lens.measure.schedule import schedule
 from dlm_lens.measure.shapes import SHAPES, random_of_shape
 from dlm_lens.measure.speed import peak_memory
+from dlm_lens.memory import release
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -192,7 +192,7 @@ def measure(options: argparse.Namespace) -> dict[str, Any]:
         for policy in policies:
             rows.append(make(policy))
             print(_line(rows[-1]), flush=True)
-            _forget(gpu)
+            release(dlm.device)
 
     for length in options.lengths:
         collect(lambda p, n=length: bench.by_kind(p, n, options.steps), [dl.Dense()])  # type: ignore[misc]
@@ -223,12 +223,6 @@ def measure(options: argparse.Namespace) -> dict[str, Any]:
 def _total(kinds: dict[str, int], row: Row) -> float:
     """Milliseconds of so many steps of each kind at the medians of a row."""
     return float(sum(number * row["ms"][kind]["median"] for kind, number in kinds.items()))
-
-
-def _forget(gpu: bool) -> None:
-    gc.collect()
-    if gpu:
-        torch.cuda.empty_cache()
 
 
 def _line(row: Row) -> str:

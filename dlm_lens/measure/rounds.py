@@ -19,6 +19,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 from dlm_lens.errors import DlmLensError
+from dlm_lens.whole_file import whole_file
 
 if TYPE_CHECKING:
     from dlm_lens.models import DLM
@@ -131,9 +132,8 @@ class Measurements:
 def _write_first_line(file: Path, first: Mapping[str, Any]) -> None:
     """Create the file, or replace the one that is there, at once."""
     file.parent.mkdir(parents=True, exist_ok=True)
-    new = file.with_suffix(".new")
-    new.write_text(json.dumps(first) + "\n", encoding="utf-8")
-    new.replace(file)
+    with whole_file(file) as new:
+        new.write_text(json.dumps(first) + "\n", encoding="utf-8")
 
 
 def _differences(old: Any, new: Any, name: str = "") -> Iterator[str]:

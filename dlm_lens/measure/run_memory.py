@@ -13,7 +13,6 @@ from dlm_lens.memory import Demand, RunEstimate, run_estimate
 from dlm_lens.models import DLM
 from dlm_lens.models.load import dtype_of
 from dlm_lens.policies import Dense, Policy
-from dlm_lens.policies.held import RunSize
 from dlm_lens.recording import Statistic, estimate_memory
 
 if TYPE_CHECKING:
@@ -52,7 +51,6 @@ def estimate(
     """
     spec = spec_of(model)
     policy = Dense() if policy is None else policy
-    rows = batch * (2 if cfg_scale else 1)
     on_gpu = model.device.type == "cuda" if isinstance(model, DLM) else True
     recorder = 0
     if statistics is not None:
@@ -65,15 +63,15 @@ def estimate(
             steps=1,
             on_gpu=on_gpu,
         ).on_device
-    element = (model.dtype if isinstance(model, DLM) else dtype_of(dtype)).itemsize
-    chosen = sampler_of(policy, spec, gen_length) if sampler is None else sampler
-    demand = Demand(
-        size=RunSize(spec, rows, prompt_length + gen_length, element, on_gpu),
+    at = model if isinstance(model, DLM) else spec
+    demand = Demand.of(
+        at,
+        rows=batch * (2 if cfg_scale else 1),
+        length=prompt_length + gen_length,
+        gen_length=gen_length,
         policy=policy,
-        sampler=chosen,
-        wanted=len(chosen.positions(0, gen_length)),
+        sampler=sampler_of(policy, spec, gen_length) if sampler is None else sampler,
         recorder=recorder,
-        chunk=model.mlp_chunk if isinstance(model, DLM) else None,
-        compiled=isinstance(model, DLM) and model.compiled,
+        dtype=dtype_of(dtype),
     )
-    return run_estimate(model if isinstance(model, DLM) else spec, demand)
+    return run_estimate(at, demand)

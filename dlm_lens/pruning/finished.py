@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Mapping
 from os import PathLike
 from pathlib import Path
@@ -16,6 +15,7 @@ from torch import Tensor, nn
 from dlm_lens.errors import DlmLensError
 from dlm_lens.measure.rounds import Measurements
 from dlm_lens.pruning.structured import set_linear
+from dlm_lens.whole_file import whole_file
 
 
 class FinishedLayers:
@@ -53,12 +53,8 @@ class FinishedLayers:
         """Keep a finished layer; on disk when this returns."""
         if self._folder is not None:
             state = {name: tensor.detach().cpu().contiguous() for name, tensor in module.state_dict().items()}
-            file = self._file(layer)
-            new = file.with_suffix(".new")
-            save_file(state, new)
-            with new.open("rb") as written:
-                os.fsync(written.fileno())
-            new.replace(file)
+            with whole_file(self._file(layer)) as new:
+                save_file(state, new)
         self._rows.add(("layer", layer), row)
 
     def restore(self, layer: int, module: nn.Module) -> None:

@@ -14,7 +14,7 @@ from typing import ClassVar
 from dlm_kernels import AttentionStatistics, attention_statistics
 from torch import Tensor
 
-from dlm_lens.recording.masked import Placement, masked_statistics
+from dlm_lens.recording.masked import Positions, masked_statistics
 
 
 @dataclass(frozen=True)
@@ -38,7 +38,7 @@ class LayerAttention:
     entropy: bool
     lse: Tensor | None = None
     mask: Tensor | None = None
-    place: Placement | None = None
+    place: Positions | None = None
     scale: float | None = None
 
     def of_heads(self, heads: Sequence[int]) -> "LayerAttention":
@@ -59,7 +59,7 @@ class LayerAttention:
                 self.q,
                 self.k,
                 self.mask,
-                self.place or Placement(everywhere, everywhere, len(everywhere)),
+                self.place or Positions(everywhere, everywhere, len(everywhere)),
                 scale=self.q.shape[3] ** -0.5 if self.scale is None else self.scale,
                 start=self.start,
                 bins=self.bins,

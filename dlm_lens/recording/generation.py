@@ -20,7 +20,7 @@ from dlm_lens.policies import StepPlan
 from dlm_lens.progress import Bar, Progress
 from dlm_lens.recording.base import LayerAttention, Statistic
 from dlm_lens.recording.capturing import chosen_numbers, chosen_statistics
-from dlm_lens.recording.masked import Placement
+from dlm_lens.recording.masked import Positions
 from dlm_lens.recording.memory import check_budget, estimate_memory
 from dlm_lens.recording.provenance import provenance
 from dlm_lens.recording.recorder import Recorder, Selection
@@ -289,7 +289,7 @@ class _Generation:
             start=self._start,
             causal=False,
             mask=mask if mask is None or mask.dtype == torch.bool else mask == 0,
-            place=Placement(self._canvas, range(end - k.shape[2], end), self.tokens.shape[1]),
+            place=Positions(self._canvas, range(end - k.shape[2], end), self.tokens.shape[1]),
             scale=scale,
             **self._recorder.reductions,
         )

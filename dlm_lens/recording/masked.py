@@ -9,7 +9,7 @@ from torch import Tensor
 
 
 @dataclass(frozen=True)
-class Placement:
+class Positions:
     """The positions at which queries and keys stand, in a sequence of ``length`` positions."""
 
     queries: range
@@ -21,7 +21,7 @@ def masked_statistics(
     q: Tensor,
     k: Tensor,
     mask: Tensor | None,
-    place: Placement,
+    place: Positions,
     *,
     scale: float,
     start: Tensor | None,

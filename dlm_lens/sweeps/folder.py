@@ -27,6 +27,7 @@ from typing import Any
 from dlm_lens.errors import DlmLensError
 from dlm_lens.measure.environment import versions_and_device
 from dlm_lens.measure.rounds import fingerprint
+from dlm_lens.whole_file import whole_file
 
 MARKER = "dlm_lens_sweep"
 FORMAT = 1
@@ -159,9 +160,5 @@ def _read(path: Path) -> dict[str, Any] | None:
 
 def _write(path: Path, value: dict[str, Any]) -> None:
     """Put a file in its place at once, and only when all of it is on disk."""
-    new = path.with_name(f".{path.stem}.{uuid.uuid4().hex}")
-    with new.open("w", encoding="utf-8") as file:
-        json.dump(value, file, allow_nan=False)
-        file.flush()
-        os.fsync(file.fileno())
-    new.replace(path)
+    with whole_file(path) as file:
+        file.write_text(json.dumps(value, allow_nan=False), encoding="utf-8")

@@ -77,6 +77,7 @@ def test_what_nothing_knows_is_an_error_that_says_what_there_is(spec):
             "argument block_length: .* samplers take alg, alg_temp, eps$",
         ),
         ({"sparsity": 0.5}, "needs a sparse policy"),
+        ({"policy": dl.Dense(), "sparsity": 0.5}, "needs a policy that leaves out keys"),
     ]:
         with pytest.raises(ValueError, match=message):
             method(**wrong)

@@ -252,7 +252,9 @@ def test_heads_of_a_large_trace_come_on_demand(live, trace):
     arrays, payload = small._bundle.packs[0].selection(0, 1, 2)
     view = live(small)
     view.page.evaluate("model.state.head = 2; model.push('layer', 1)")
-    assert view.chosen() == "loading layer 1, head 2 …"
+    view.page.wait_for_function(
+        "document.querySelector('.dl-chosen').textContent === 'loading layer 1, head 2 …'"
+    )
     (request,) = view.page.evaluate("model.asked('slice')")
     assert request == {"type": "slice", "trace": 0, "sample": 0, "layer": 1, "head": 2}
     sent = [request | {"arrays": arrays}, base64.b64encode(payload).decode()]
@@ -265,7 +267,9 @@ def test_heads_of_a_large_trace_come_on_demand(live, trace):
     assert view.picture(".dl-map") != seen
     view.page.wait_for_function("model.state.layer === -1")  # the kernel is told a bit later
     view.page.evaluate("model.state.head = 2; model.push('layer', 1)")
-    assert view.chosen().startswith("layer 1, head 2")
+    view.page.wait_for_function(
+        "document.querySelector('.dl-chosen').textContent.startsWith('layer 1, head 2')"
+    )
     assert view.picture(".dl-map") == seen
     assert len(view.page.evaluate("model.asked('slice')")) == 1
     view.page.locator(".dl-grid").press("ArrowUp")

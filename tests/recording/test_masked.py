@@ -5,7 +5,7 @@ import pytest
 import torch
 
 from dlm_lens.recording import masked
-from dlm_lens.recording.masked import Placement, masked_statistics
+from dlm_lens.recording.masked import Positions, masked_statistics
 
 LENGTH, BINS, HEADS, WIDTH = 17, 5, 4, 8
 DEVICES = [
@@ -40,7 +40,7 @@ def by_hand(q, k, allowed, place, first):
 @pytest.mark.parametrize("device", DEVICES)
 @pytest.mark.parametrize(
     "place",
-    [Placement(range(LENGTH), range(LENGTH), LENGTH), Placement(range(8, 13), range(3, 13), LENGTH)],
+    [Positions(range(LENGTH), range(LENGTH), LENGTH), Positions(range(8, 13), range(3, 13), LENGTH)],
     ids=["window", "block"],
 )
 def test_statistics_are_those_of_every_pair(place, device, monkeypatch):
@@ -68,7 +68,7 @@ def test_statistics_are_those_of_every_pair(place, device, monkeypatch):
 
 
 def test_what_is_not_asked_for_is_not_made():
-    everywhere = Placement(range(LENGTH), range(LENGTH), LENGTH)
+    everywhere = Positions(range(LENGTH), range(LENGTH), LENGTH)
     q = torch.randn(1, 2, LENGTH, WIDTH)
     found = masked_statistics(q, q, None, everywhere, scale=1.0, start=None, bins=None, entropy=True)
     assert found.pooled_map is None

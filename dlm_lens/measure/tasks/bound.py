@@ -34,6 +34,35 @@ class Scored:
     kind: str
 
 
+@dataclass(frozen=True, repr=False)
+class Nats:
+    """−log p of so many ``tokens``, or a bound on it, in nats.
+
+    ``draws`` float64 [samples] holds the value of every draw, two neighbours from the same stratum, or one value if
+    that is exact. ``label`` and ``kind`` name the policy and the kind of step that predicted.
+    """
+
+    label: str
+    kind: str
+    draws: np.ndarray
+    tokens: int
+
+    @property
+    def exact(self) -> bool:
+        """Whether nothing was drawn."""
+        return len(self.draws) == 1
+
+    @property
+    def nats(self) -> float:
+        """−log p of an autoregressive model, an upper bound on it of a diffusion model."""
+        return float(self.draws.mean())
+
+    @property
+    def standard_error(self) -> float:
+        """Monte-Carlo error of :attr:`nats`: one standard deviation of the estimate, 0 if exact."""
+        return standard_error(self.draws)
+
+
 def strata(samples: int, generator: torch.Generator) -> list[float]:
     """``samples`` shares in [0, 1], two from each of samples / 2 equal strata; 2h and 2h + 1 from stratum h."""
     within = torch.rand(samples, generator=generator, dtype=torch.float64)

@@ -16,7 +16,7 @@ from torch import Tensor
 from dlm_lens.denoising_loop import UNDECIDED, Loop
 from dlm_lens.errors import MemoryBudgetError
 from dlm_lens.measure.predict import mask_token
-from dlm_lens.measure.tasks.bound import draw_hidden, score, standard_error, strata
+from dlm_lens.measure.tasks.bound import Nats, draw_hidden, score, strata
 from dlm_lens.measure.tasks.held_out import tokenizer_of
 from dlm_lens.models.prompt import left_padded
 from dlm_lens.policies import Dense, Policy
@@ -31,33 +31,11 @@ Pair = tuple[Tensor, Tensor]
 
 
 @dataclass(frozen=True, repr=False)
-class Likelihood:
+class Likelihood(Nats):
     """How improbable a continuation is to a model, in nats, all its ``tokens`` together.
 
-    ``draws`` float64 [samples] holds the nats of every draw, two neighbours from the same stratum, or one value if that
-    is exact: of an autoregressive model, and of the bound where all ways to hide tokens were gone through. ``label``
-    and ``kind`` name the policy and the kind of step that predicted.
+    It is exact of an autoregressive model, and of the bound where all ways to hide tokens were gone through.
     """
-
-    label: str
-    kind: str
-    draws: np.ndarray
-    tokens: int
-
-    @property
-    def exact(self) -> bool:
-        """Whether nothing was drawn."""
-        return len(self.draws) == 1
-
-    @property
-    def nats(self) -> float:
-        """−log p of an autoregressive model, an upper bound on it of a diffusion model."""
-        return float(self.draws.mean())
-
-    @property
-    def standard_error(self) -> float:
-        """Monte-Carlo error of :attr:`nats`: one standard deviation of the estimate, 0 if exact."""
-        return standard_error(self.draws)
 
     def __repr__(self) -> str:
         error = "" if self.exact else f" ± {self.standard_error:.2g}"

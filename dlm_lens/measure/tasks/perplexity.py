@@ -12,7 +12,7 @@ from torch import Tensor
 from tqdm.auto import tqdm
 
 from dlm_lens.measure.predict import mask_token
-from dlm_lens.measure.tasks.bound import draw_hidden, score, standard_error, strata
+from dlm_lens.measure.tasks.bound import Nats, draw_hidden, score, standard_error, strata
 from dlm_lens.measure.tasks.held_out import held_out_text, tokenizer_of
 from dlm_lens.policies import Dense, Policy
 
@@ -21,35 +21,15 @@ if TYPE_CHECKING:
 
 
 @dataclass(frozen=True, repr=False)
-class Perplexity:
+class Perplexity(Nats):
     """How improbable a text is to a model, in nats per token.
 
-    ``draws`` float64 [samples] holds the nats per token of every draw, two neighbours from the same stratum, or one
-    value if that is exact. ``label`` and ``kind`` name the policy and the kind of step that predicted; ``tokens``
-    counts those of the text, which was cut into windows of ``length``.
+    It is exact of an autoregressive model. ``tokens`` counts those of the text, which was cut into windows of
+    ``length``.
     """
 
-    label: str
-    kind: str
-    draws: np.ndarray
-    tokens: int
     length: int
     seed: int
-
-    @property
-    def exact(self) -> bool:
-        """Whether nothing was drawn: the likelihood of an autoregressive model is known exactly."""
-        return len(self.draws) == 1
-
-    @property
-    def nats(self) -> float:
-        """Nats per token: −log p of an autoregressive model, an upper bound on it of a diffusion model."""
-        return float(self.draws.mean())
-
-    @property
-    def standard_error(self) -> float:
-        """Monte-Carlo error of :attr:`nats`: one standard deviation of the estimate, 0 if exact."""
-        return standard_error(self.draws)
 
     @property
     def ppl(self) -> float:

@@ -1,0 +1,32 @@
+"""Files that are there whole or not at all."""
+
+from __future__ import annotations
+
+import pytest
+
+from dlm_lens.whole_file import whole_file
+
+
+def test_a_file_takes_its_place_when_it_is_written(tmp_path):
+    path = tmp_path / "found.json"
+    path.write_text("old")
+    with whole_file(path) as new:
+        new.write_text("new")
+        assert path.read_text() == "old"
+    assert path.read_text() == "new"
+    assert list(tmp_path.iterdir()) == [path]
+
+
+def test_an_error_leaves_what_was_there_and_nothing_else(tmp_path):
+    path = tmp_path / "found.json"
+    path.write_text("old")
+
+    def torn() -> None:
+        with whole_file(path) as new:
+            new.write_text("half")
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        torn()
+    assert path.read_text() == "old"
+    assert list(tmp_path.iterdir()) == [path]
