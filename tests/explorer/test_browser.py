@@ -241,6 +241,14 @@ def test_the_widget_module_runs_in_a_host_with_a_model(live, trace):
     view.page.wait_for_function("model.state.step === 3 && model.saved > 0")
     view.page.evaluate("model.push('head', 2)")
     assert view.chosen().startswith("layer 1, head 2")
+    # The kernel's word counts, also while a change made here waits to be told.
+    view.page.evaluate("""async () => {
+        const slider = document.querySelector("[role=slider][aria-label='Denoising step']");
+        slider.dispatchEvent(new KeyboardEvent("keydown", { key: "ArrowRight", bubbles: true }));
+        for (let frame = 0; frame < 2; frame++) await new Promise(requestAnimationFrame);
+        model.push("step", 0);
+    }""")
+    assert view.step() == 0
     view.page.evaluate("stop()")
     assert view.page.locator(".dl-explorer").count() == 0
 
@@ -251,7 +259,7 @@ def test_heads_of_a_large_trace_come_on_demand(live, trace):
     assert small._bundle.packs[0].plan.resident == "layer"
     arrays, payload = small._bundle.packs[0].selection(0, 1, 2)
     view = live(small)
-    view.page.evaluate("model.state.head = 2; model.push('layer', 1)")
+    view.page.evaluate("model.push('head', 2); model.push('layer', 1)")
     view.page.wait_for_function(
         "document.querySelector('.dl-chosen').textContent === 'loading layer 1, head 2 …'"
     )

@@ -7,24 +7,31 @@ const ANSWER_MS = 60_000; // a cell that runs keeps the kernel from answering
 function link(model, app) {
   const { settings, store } = app;
   const names = settings.names.filter((name) => model.get(name) !== undefined);
+  const known = (some) => Object.fromEntries(some.map((name) => [name, model.get(name)]));
   let timer = 0;
+  let told = {};
   const save = () => {
     timer = 0;
     const all = settings.all();
-    model.set(Object.fromEntries(names.map((name) => [name, all[name]])));
+    told = Object.fromEntries(names.map((name) => [name, all[name]]));
+    model.set(told);
     model.save_changes();
   };
-  const take = () => {
-    if (!timer) settings.apply(Object.fromEntries(names.map((name) => [name, model.get(name)])));
+  // While a change made here waits to be told, the kernel's echo of what it was told before is old news; a value of its
+  // own is not, and is the later one.
+  const take = (name) => {
+    if (!timer) settings.apply(known(names));
+    else if (JSON.stringify(model.get(name)) !== JSON.stringify(told[name])) settings.apply(known([name]));
   };
+  const takers = names.map((name) => [`change:${name}`, () => take(name)]);
   take();
   store.listeners.push((changed) => {
     if (settings.concerns(changed)) timer ||= setTimeout(save, SYNC_MS);
   });
-  for (const name of names) model.on(`change:${name}`, take);
+  for (const [event, taker] of takers) model.on(event, taker);
   return () => {
     clearTimeout(timer);
-    for (const name of names) model.off(`change:${name}`, take);
+    for (const [event, taker] of takers) model.off(event, taker);
   };
 }
 
