@@ -4,138 +4,41 @@ from __future__ import annotations
 
 import argparse
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from importlib.util import find_spec
 from pathlib import Path
-from typing import TYPE_CHECKING, NoReturn
+from typing import TYPE_CHECKING
 
 import dlm_lens as dl
 from dlm_lens.byte_sizes import parse_bytes
+from dlm_lens.cli_parser import parser
 from dlm_lens.errors import DlmLensError
-from dlm_lens.policy_names import POLICIES, SAMPLERS, budget_of, policy_of
+from dlm_lens.policy_names import SAMPLERS, budget_of, policy_of
+from dlm_lens.whole_file import whole_folder
 
 if TYPE_CHECKING:
     from dlm_lens.samplers import Sampler
 
 INTERRUPTED = 130  # what shells report for a command ended by Ctrl-C
+_REPORT = "pruning.json"  # beside a pruned model, and what tells it from other folders
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run one command and return its exit status: 0, 2 after an error, 130 after Ctrl-C."""
     root = parser()
     options, rest = root.parse_known_args(arguments)
-    if options.run is _eval:
+    if options.command == "eval":
         options.rest = rest
     elif rest:
         root.error(f"unrecognized arguments: {' '.join(rest)}")
     try:
-        return options.run(options)
+        return COMMANDS[options.command](options)
     except (DlmLensError, ValueError, TypeError, OSError) as error:
-        print(f"dlm-lens: error: {_one_line(error)}", file=sys.stderr)
+        print(f"dlm-lens: error: {_one_line(error, options.anew)}", file=sys.stderr)
         return 2
     except KeyboardInterrupt:
         print("dlm-lens: interrupted", file=sys.stderr)
         return INTERRUPTED
-
-
-class _Parser(argparse.ArgumentParser):
-    def error(self, message: str) -> NoReturn:
-        self.exit(2, f"dlm-lens: error: {message} (see {self.prog} --help)\n")
-
-
-def parser() -> argparse.ArgumentParser:
-    """All commands and their options."""
-    root = _Parser(prog="dlm-lens", description=dl.__doc__.splitlines()[0] if dl.__doc__ else None)
-    root.add_argument("--version", action="version", version=f"dlm-lens {dl.__version__}")
-    commands = root.add_subparsers(required=True, metavar="command")
-
-    demo = commands.add_parser("demo", help="capture, explore and compare on the bundled model")
-    demo.add_argument("--out", type=Path, default=Path("out/demo"), help="folder to write to (%(default)s)")
-    demo.set_defaults(run=_demo)
-
-    capture = commands.add_parser("capture", help="denoise a prompt once and record what attention does")
-    _add_run_options(capture)
-    capture.add_argument("--policy", choices=POLICIES, default="dense", help="how to attend (%(default)s)")
-    capture.add_argument("--layers", type=_numbers, help="record only these, such as 0,2-5 (default: all)")
-    capture.add_argument("--heads", type=_numbers, help="record only these, such as 0,2-5 (default: all)")
-    capture.add_argument("--memory-budget", default="2 GB", help="refuse to need more (%(default)s)")
-    capture.add_argument("--out", required=True, type=Path, help="trace to write, a folder such as t.zarr")
-    capture.add_argument("--overwrite", action="store_true", help="replace a trace that is there already")
-    capture.set_defaults(run=_capture)
-
-    explore = commands.add_parser("explore", help="write a trace as one HTML file that works offline")
-    explore.add_argument("trace", type=Path)
-    explore.add_argument(
-        "--against", type=Path, metavar="TRACE", help="a second trace, shown beside the first"
-    )
-    explore.add_argument("--html", required=True, type=Path, help="file to write")
-    explore.add_argument("--size", default="25 MB", help="largest size of the file (%(default)s)")
-    explore.set_defaults(run=_explore)
-
-    compare = commands.add_parser("compare", help="measure speed and quality of policies side by side")
-    _add_run_options(compare)
-    compare.add_argument(
-        "--policies",
-        type=_policy_names,
-        default=["dense", "pulsecol"],
-        help=f"comma-separated, of {', '.join(POLICIES)} (dense,pulsecol; dense and random are always added)",
-    )
-    compare.add_argument("--repeats", type=int, default=1, help="timed runs of each policy (%(default)s)")
-    compare.add_argument("--tasks", type=int, default=0, metavar="N", help="also ask N retrieval questions")
-    compare.add_argument("--out", type=Path, help="table to write: .csv, or .json with its provenance")
-    compare.add_argument("--path", type=Path, help="folder to keep measurements in, and to go on from")
-    compare.add_argument("--overwrite", action="store_true", help="start anew whatever --path holds")
-    compare.add_argument(
-        "--audit",
-        action="store_true",
-        help="keep a trace of the retained mass of every sparse policy in --path",
-    )
-    compare.set_defaults(run=_compare)
-
-    schedule = commands.add_parser("schedule", help="say what a policy will do and can save, without a run")
-    schedule.add_argument("--policy", choices=POLICIES, default="pulsecol", help="(%(default)s)")
-    schedule.add_argument("--sparsity", type=float, help="share of keys left out")
-    schedule.add_argument("--shape", default="llada-8b", help="llada-8b, dream-7b or tiny (%(default)s)")
-    schedule.add_argument(
-        "--tokens", type=int, default=65536, help="positions, prompt and generation (%(default)s)"
-    )
-    schedule.add_argument("--gen-length", type=int, default=1024, help="of them generated (%(default)s)")
-    schedule.add_argument("--steps", type=int, help="denoising steps (default: as many as are generated)")
-    schedule.set_defaults(run=_schedule)
-
-    retrieval = commands.add_parser("retrieval-task", help="write retrieval questions as a task for lm-eval")
-    retrieval.add_argument("--out", required=True, type=Path, help="folder to write to")
-    retrieval.add_argument("--name", default="retrieval", help="of the task (%(default)s)")
-    retrieval.add_argument("--model", default="tiny", help="whose tokenizer counts the tokens (%(default)s)")
-    retrieval.add_argument("--questions", type=int, default=32, metavar="N", help="(%(default)s)")
-    retrieval.add_argument("--length", type=int, default=512, help="tokens, answer included (%(default)s)")
-    retrieval.add_argument("--variant", default="single", help="as in dlm_lens.tasks.retrieval (%(default)s)")
-    retrieval.add_argument("--seed", type=int, default=0)
-    retrieval.set_defaults(run=_retrieval_task)
-
-    evaluate = commands.add_parser(
-        "eval", add_help=False, help="lm-eval's own command line, with the model type dlm_lens"
-    )
-    evaluate.set_defaults(run=_eval)
-
-    info = commands.add_parser("info", help="say what a trace holds")
-    info.add_argument("trace", type=Path)
-    info.set_defaults(run=_info)
-    return root
-
-
-def _add_run_options(command: argparse.ArgumentParser) -> None:
-    command.add_argument("--model", default="tiny", help="bundled name, folder or hub id (%(default)s)")
-    command.add_argument("--prompt", required=True, help="text; '-' reads it from standard input")
-    command.add_argument("--gen-length", type=int, default=64, help="tokens to generate (%(default)s)")
-    command.add_argument("--steps", type=int, help="denoising steps (default: as many as tokens)")
-    command.add_argument("--sampler", choices=SAMPLERS, help="default: the one the model was published with")
-    command.add_argument("--sparsity", type=float, help="share of keys left out by sparse policies")
-    command.add_argument("--seed", type=int, default=0)
-    command.add_argument("--device", help="such as cuda or cpu (default: a GPU if there is one)")
-    command.add_argument("--device-map", choices=["auto"], help="spread the model over all GPUs")
-    command.add_argument("--dtype", help="of the weights, such as bfloat16 (default: float32 on a CPU)")
-    command.add_argument("--max-length", type=int, help="positions to allow beyond the published number")
 
 
 def _load(options: argparse.Namespace) -> dl.DLM:
@@ -228,6 +131,53 @@ def _compare(options: argparse.Namespace) -> int:
     return 0
 
 
+def _prune(options: argparse.Namespace) -> int:
+    _check_replaceable(options.out, options.overwrite)
+    texts = None if options.calibration is None else [_text(file) for file in options.calibration]
+    calibration = dl.Calibration(texts, options.samples, options.length, seed=options.seed)
+    try:
+        pruned, report = dl.prune(
+            _load(options),
+            options.method,
+            sink_aware=options.sink_aware,
+            sparsity=options.sparsity,
+            pattern=options.pattern,
+            structured=options.structured,
+            calibration=calibration,
+            path=options.path,
+            overwrite=options.restart,
+            device=options.compute_on,
+        )
+        with whole_folder(options.out) as new:
+            pruned.save(new)
+            report.save(new / _REPORT)
+    except KeyboardInterrupt:
+        kept = "nothing is kept without --path"
+        if options.path is not None:
+            kept = f"{options.path} keeps the finished layers, and the same command goes on from them"
+        print(f"dlm-lens: interrupted; {kept}", file=sys.stderr)
+        return INTERRUPTED
+    print(f"{report}\n\n{options.out} loads as any model does: --model {options.out}")
+    return 0
+
+
+def _check_replaceable(folder: Path, overwrite: bool) -> None:
+    """Raise FileExistsError if a pruned model may not be written to ``folder``."""
+    if not folder.exists():
+        return
+    if not (folder / _REPORT).is_file():
+        raise FileExistsError(f"{folder} exists and is no pruned model; choose another --out")
+    if not overwrite:
+        raise FileExistsError(f"{folder} holds a pruned model; choose another --out, or --overwrite it")
+
+
+def _text(file: Path) -> str:
+    try:
+        return file.read_text(encoding="utf-8")
+    except UnicodeDecodeError as error:
+        raise ValueError(f"{file} is no text in UTF-8: {error.reason} at byte {error.start}") from None
+
+
 def _schedule(options: argparse.Namespace) -> int:
     if options.tokens <= options.gen_length:
         raise ValueError(f"--tokens {options.tokens} must exceed --gen-length {options.gen_length}")
@@ -286,28 +236,22 @@ def _sampler(name: str | None, gen_length: int) -> Sampler | None:
     return getattr(dl, SAMPLERS[name])(**in_blocks)
 
 
-def _policy_names(text: str) -> list[str]:
-    names = [name.strip() for name in text.split(",")]
-    for name in names:
-        if name not in POLICIES:
-            raise argparse.ArgumentTypeError(f"unknown policy {name!r}: choose from {', '.join(POLICIES)}")
-    return names
+def _one_line(error: Exception, anew: str) -> str:
+    """The message; ``anew`` is what the command calls ``overwrite=True``."""
+    return " ".join(str(error).split()).replace("overwrite=True", anew) or type(error).__name__
 
 
-def _numbers(text: str) -> list[int]:
-    """``"0,2-5"`` → [0, 2, 3, 4, 5]."""
-    numbers: list[int] = []
-    for part in text.split(","):
-        first, _, last = part.partition("-")
-        try:
-            numbers += range(int(first), int(last or first) + 1)
-        except ValueError:
-            raise argparse.ArgumentTypeError(f"{text!r} is not a list of numbers such as 0,2-5") from None
-    return numbers
-
-
-def _one_line(error: Exception) -> str:
-    return " ".join(str(error).split()).replace("overwrite=True", "--overwrite") or type(error).__name__
+COMMANDS: dict[str, Callable[[argparse.Namespace], int]] = {
+    "demo": _demo,
+    "capture": _capture,
+    "explore": _explore,
+    "compare": _compare,
+    "prune": _prune,
+    "schedule": _schedule,
+    "retrieval-task": _retrieval_task,
+    "eval": _eval,
+    "info": _info,
+}
 
 
 if __name__ == "__main__":

@@ -29,7 +29,7 @@ LAYERS = [
     },
     {"metrics", "measure", "pruning", "sweeps"},
     {"plots", "explorer", "eval"},
-    {"cli", "demo", "training"},
+    {"cli", "cli_parser", "demo", "training"},
 ]
 WIDGETS = {"ipywidgets", "anywidget", "traitlets"}
 

@@ -1,10 +1,10 @@
-"""Files that are there whole or not at all."""
+"""Files and folders that are there whole or not at all."""
 
 from __future__ import annotations
 
 import pytest
 
-from dlm_lens.whole_file import whole_file
+from dlm_lens.whole_file import whole_file, whole_folder
 
 
 def test_a_file_takes_its_place_when_it_is_written(tmp_path):
@@ -29,4 +29,30 @@ def test_an_error_leaves_what_was_there_and_nothing_else(tmp_path):
     with pytest.raises(KeyboardInterrupt):
         torn()
     assert path.read_text() == "old"
+    assert list(tmp_path.iterdir()) == [path]
+
+
+def test_a_folder_takes_the_place_of_another_when_it_is_full(tmp_path):
+    path = tmp_path / "deep" / "model"
+    for text in ("first", "second"):
+        with whole_folder(path) as new:
+            (new / text).write_text(text)
+            assert not (path / text).exists()
+        assert [file.name for file in path.iterdir()] == [text]
+    assert list(path.parent.iterdir()) == [path]
+
+
+def test_an_error_leaves_the_folder_that_was_there(tmp_path):
+    path = tmp_path / "model"
+    path.mkdir()
+    (path / "old").write_text("old")
+
+    def torn() -> None:
+        with whole_folder(path) as new:
+            (new / "half").write_text("half")
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        torn()
+    assert [file.name for file in path.iterdir()] == ["old"]
     assert list(tmp_path.iterdir()) == [path]

@@ -13,6 +13,7 @@ from dlm_lens.plots.kv_drift import kv_drift
 from dlm_lens.plots.pareto import pareto
 from dlm_lens.plots.pattern_age import pattern_age
 from dlm_lens.plots.pooled_maps import pooled_maps
+from dlm_lens.plots.pruning_layers import pruning_layers
 from dlm_lens.plots.recall_by_budget import recall_by_budget
 from dlm_lens.plots.similarity import head_similarity, step_similarity
 from dlm_lens.plots.sink_drift import sink_drift
@@ -34,6 +35,7 @@ __all__ = [
     "pareto",
     "pattern_age",
     "pooled_maps",
+    "pruning_layers",
     "recall_by_budget",
     "sink_drift",
     "sink_variance",

@@ -14,6 +14,7 @@ from torch import nn
 
 from dlm_lens.measure.environment import provenance
 from dlm_lens.measure.rounds import fingerprint, weights_fingerprint
+from dlm_lens.models.placement import device_named
 from dlm_lens.progress import Bar, Progress
 from dlm_lens.pruning.amount import Pattern, Share
 from dlm_lens.pruning.calibration import Calibration
@@ -99,7 +100,7 @@ def prune(
             f" {', '.join(map(str, dlm.devices))}; leave it out, and every layer is computed where it lies"
         )
     sequences = calibration.sequences(dlm)
-    place = None if device is None else torch.device(device)
+    place = None if device is None else device_named(device)
     settings = {
         "model": {name: fact for name, fact in asdict(dlm.spec).items() if name != "name"},
         "weights": weights_fingerprint(dlm),

@@ -221,6 +221,7 @@ def test_a_damaged_layer_is_named(tmp_path):
         ({"method": "wanda", "sparsity": 0.5, "sink_aware": True, "alpha": 0}, "alpha=0 must be positive"),
         ({"sparsity": 0.5, "calibration": TEXTS}, "shorter than the sequence length"),
         ({"sparsity": 0.5, "calibration": None}, "no tokenizer"),
+        ({"sparsity": 0.5, "device": "nowhere"}, "'nowhere' is no device"),
     ],
 )
 def test_what_cannot_work_is_refused_and_changes_nothing(arguments, message, tmp_path, monkeypatch):
