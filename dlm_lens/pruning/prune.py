@@ -27,7 +27,7 @@ from dlm_lens.pruning.streaming import InputHessian, InputNorms, Statistic, Stre
 from dlm_lens.pruning.structured import Structure, cut_layer, set_linear
 
 if TYPE_CHECKING:
-    from dlm_lens.models import DLM
+    from dlm_lens.models import DLM, Spec
 
 METHODS = {"magnitude": "magnitude", "wanda": "Wanda", "sparsegpt": "SparseGPT"}
 _STATISTICS: dict[str, Callable[[int, torch.device], Statistic]] = {
@@ -133,7 +133,8 @@ def _prune_layers(
 ) -> list[dict[str, Any]]:
     """Prune the layers of the copy ``pruned`` one after the other, and say what was done to each."""
     layers, chunks = len(pruned.layers), -(-len(sequences) // batch_size)
-    passes = sum(1 if index in finished else how.passes for index in range(layers))
+    # Through each layer before it is pruned and after it; the finished ones are pruned.
+    passes = sum(1 if index in finished else 2 for index in range(layers))
     if layers - 1 in finished:
         for index, layer in enumerate(pruned.layers):
             finished.restore(index, layer)
@@ -147,34 +148,31 @@ def _prune_layers(
                 finished.restore(index, layer)
                 stream.advance(stream.placed(layer), index)
             else:
-                _prune_layer(index, layer, dlm.layers[index], how, stream, finished, dlm)
+                _prune_layer(index, layer, how, stream, finished, dlm.spec)
             rows.append(finished.row(index))
     return rows
 
 
 def _prune_layer(
-    index: int,
-    layer: nn.Module,
-    dense: nn.Module,
-    how: _How,
-    stream: Stream,
-    finished: FinishedLayers,
-    dlm: DLM,
+    index: int, layer: nn.Module, how: _How, stream: Stream, finished: FinishedLayers, spec: Spec
 ) -> None:
     """Prune one layer of the copy in place, let calibration pass, and keep what was done."""
     work = stream.placed(layer)
-    statistics: dict[str, Any] = {}
-    discounted = float("nan")
-    if how.method in _STATISTICS:
-        statistics, discounted = stream.collect(work, index, _STATISTICS[how.method], how.discount)
-    weights = sum(linear.weight.numel() for linear in linears_of(dense).values())
-    how.apply(work, statistics, dlm)
-    nonzero = sum(int(linear.weight.count_nonzero()) for linear in linears_of(work).values())
-    error = stream.advance(work, index, stream.placed(dense))
+    statistics, discounted = stream.collect(work, index, _STATISTICS.get(how.method), how.discount)
+    weights = _weights(work, torch.numel)
+    how.apply(work, statistics, spec)
+    del statistics  # Hessians, which may be larger than all that is to come
+    nonzero = _weights(work, torch.count_nonzero)
+    error = stream.advance(work, index)
     if work is not layer:
         adopt(layer, work.state_dict())
     row = {"layer": index, "weights": weights, "nonzero": nonzero, "sparsity": 1 - nonzero / weights}
     finished.add(index, layer, row | {"error": error, "discounted": discounted})
+
+
+def _weights(layer: nn.Module, count: Callable[[torch.Tensor], int | torch.Tensor]) -> int:
+    """Weights of all matrices of a layer, as ``count`` counts those of one."""
+    return sum(int(count(linear.weight)) for linear in linears_of(layer).values())
 
 
 @dataclass(frozen=True)
@@ -192,11 +190,6 @@ class _How:
             "" if self.discount is None else "random-discount " if self.discount.shuffled else "sink-aware "
         )
         return f"{aware}{METHODS[self.method]} {self.amount.label}"
-
-    @property
-    def passes(self) -> int:
-        """How often calibration passes through a layer: statistics, the dense layer, the pruned one."""
-        return 2 + (self.method in _STATISTICS)
 
     def settings(self) -> dict[str, Any]:
         """All of it, ready for JSON."""
@@ -229,18 +222,25 @@ class _How:
                         " prune the model it was made from"
                     )
 
-    def apply(self, layer: nn.Module, statistics: dict[str, Any], dlm: DLM) -> None:
-        """Prune a layer in place, by the ``statistics`` of the inputs of its matrices."""
+    def apply(self, layer: nn.Module, statistics: dict[str, Any], spec: Spec) -> None:
+        """Prune a layer of a model of ``spec`` in place, by the ``statistics`` of the inputs of its matrices."""
         if isinstance(self.amount, Structure):
-            cut_layer(layer, self.amount, dlm.spec, self.method, statistics)
+            cut_layer(layer, self.amount, spec, self.method, statistics)
             return
-        for name, linear in linears_of(layer).items():
+        linears = linears_of(layer)
+        if self.method == "sparsegpt":
+            # Matrices of the same input have the same statistic, and share the inverse of its Hessian.
+            for statistic in {id(each): each for each in statistics.values()}.values():
+                sharing = [linears[name] for name, each in statistics.items() if each is statistic]
+                pruned = sparsegpt([linear.weight for linear in sharing], statistic.hessian, self.amount)
+                for linear, weight in zip(sharing, pruned, strict=True):
+                    set_linear(linear, weight, linear.bias)
+            return
+        for name, linear in linears.items():
             if self.method == "magnitude":
                 weight = magnitude(linear.weight, self.amount)
-            elif self.method == "wanda":
-                weight = wanda(linear.weight, statistics[name].norms, self.amount)
             else:
-                weight = sparsegpt(linear.weight, statistics[name].hessian, self.amount)
+                weight = wanda(linear.weight, statistics[name].norms, self.amount)
             set_linear(linear, weight, linear.bias)
 
 

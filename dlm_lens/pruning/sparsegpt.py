@@ -2,63 +2,59 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import torch
+from dlm_kernels import prune_columns
 from torch import Tensor
 
 from dlm_lens.pruning.amount import Amount, Pattern, pruned_mask
 
 
 def sparsegpt(
-    weight: Tensor, hessian: Tensor, amount: Amount, *, block: int = 128, damping: float = 0.01
-) -> Tensor:
-    """``weight`` [out, in] pruned and reconstructed: ‖(W − W′) X‖² is kept low, with X the inputs of calibration.
+    weights: Sequence[Tensor], hessian: Tensor, amount: Amount, *, block: int = 128, damping: float = 0.01
+) -> list[Tensor]:
+    """``weights`` [out, in] with the same input, pruned and reconstructed: ‖(W − W′) X‖² of each is kept low.
 
-    Columns are gone through from left to right. A weight that is pruned leaves an error, which the columns to its right
-    take over as far as their inputs correlate with its own: for column j and the columns F = {j, j+1, …} not yet done,
-    W_F loses w_j / [H_FF⁻¹]_jj · [H_FF⁻¹]_j. What costs least goes, by w_j² / [H_FF⁻¹]_jj: a :class:`Share` is taken of
-    every ``block`` of columns, all rows together, when its turn comes, and a :class:`Pattern` of every group of M.
+    X are the inputs of calibration. Columns are gone through from left to right. A weight that is pruned leaves an
+    error, which the columns to its right take over as far as their inputs correlate with its own: for column j and the
+    columns F = {j, j+1, …} not yet done, W_F loses w_j / [H_FF⁻¹]_jj · [H_FF⁻¹]_j. What costs least goes, by w_j² /
+    [H_FF⁻¹]_jj: a :class:`Share` is taken of every ``block`` of columns, all rows of a matrix together, when its turn
+    comes, and a :class:`Pattern` of every group of M.
 
     Parameters
     ----------
+    weights : matrices that have the same input, such as q, k and v: all rows use the inverse of one Hessian
     hessian : [in, in], Σ x xᵀ over the calibration tokens, times any factor
     block : columns at a time; rounded down to a multiple of M
     damping : share of the mean of the diagonal that is added to it
 
     Inputs that never were anything but zero (dead columns) lose all their weights. Computes in float32, the inverse in
-    float64; returns the dtype of ``weight``. Raises ``ValueError`` for a Hessian that holds NaN or infinity.
+    float64; returns the dtype of each. Raises ``ValueError`` for a Hessian that holds NaN or infinity.
     """
-    inputs = weight.shape[1]
-    group = inputs
+    inputs = hessian.shape[0]
+    rows = [len(weight) for weight in weights]
+    pattern = None
     if isinstance(amount, Pattern):
         amount.check(inputs, "a matrix")
-        group, block = amount.among, max(block // amount.among, 1) * amount.among
+        pattern, block = (amount.kept, amount.among), max(block // amount.among, 1) * amount.among
     dead = hessian.diagonal() == 0
-    work = weight.float().masked_fill(dead, 0)
+    work = torch.cat([weight.float() for weight in weights]).masked_fill_(dead, 0)
     factor = inverse_factor(hessian, damping).float()
     for first in range(0, inputs, block):
         columns = slice(first, min(first + block, inputs))
         own, later = factor[columns, columns], factor[columns, columns.stop :]
-        part, errors = _prune_block(work[:, columns].clone(), own, amount, group)
+        part, gone = work[:, columns], None
+        if pattern is None:
+            scores = (part / own.diagonal()) ** 2
+            gone = torch.cat([pruned_mask(each, amount, per_row=False) for each in scores.split(rows)])
+        part, errors = prune_columns(part, own, gone=gone, pattern=pattern)
         work[:, columns] = part
         work[:, columns.stop :] -= errors @ later
-    return work.to(weight.dtype)
-
-
-def _prune_block(part: Tensor, factor: Tensor, amount: Amount, group: int) -> tuple[Tensor, Tensor]:
-    """A block of columns pruned [out, n], and w / √[H⁻¹]_jj of what was: what later blocks are to make up for."""
-    width = part.shape[1]
-    group = min(group, width)
-    errors = torch.zeros_like(part)
-    pruned = torch.zeros_like(part, dtype=torch.bool)
-    diagonal = factor.diagonal()
-    for column in range(width):
-        if column % group == 0:
-            turn = slice(column, column + group)
-            pruned[:, turn] = pruned_mask((part[:, turn] / diagonal[turn]) ** 2, amount, per_row=False)
-        error = part[:, column].masked_fill(~pruned[:, column], 0) / factor[column, column]
-        part[:, column:] -= error[:, None] * factor[column, column:]
-        errors[:, column] = error
-    return part.masked_fill_(pruned, 0), errors
+    parts = zip(work.split(rows), weights, strict=True)
+    return [
+        part.to(weight.dtype, copy=True) for part, weight in parts
+    ]  # copies: parts of one storage cannot be saved
 
 
 def damped(hessian: Tensor, damping: float) -> Tensor:
@@ -70,11 +66,11 @@ def damped(hessian: Tensor, damping: float) -> Tensor:
         raise ValueError(
             "the inputs of calibration hold NaN or infinity; check the model's weights, and its dtype"
         )
-    result = hessian.double()
+    result = hessian.to(torch.float64, copy=True)
     diagonal = result.diagonal()
     ridge = damping * diagonal.mean()
-    fixed = torch.where(diagonal == 0, torch.ones_like(diagonal), diagonal) + ridge
-    return result - torch.diag_embed(diagonal) + torch.diag_embed(fixed)
+    diagonal.masked_fill_(diagonal == 0, 1).add_(ridge)
+    return result
 
 
 def inverse_factor(hessian: Tensor, damping: float) -> Tensor:

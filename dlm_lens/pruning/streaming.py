@@ -29,8 +29,11 @@ _TINY = torch.finfo(torch.float32).tiny
 class Statistic(Protocol):
     """What is kept of the inputs of a matrix."""
 
-    def add(self, rows: Tensor) -> None:
-        """Take up so many tokens more, float32 [tokens, in]."""
+    def add(self, rows: Tensor, left: Tensor | None) -> None:
+        """Take up so many tokens more, [tokens, in] in the model's dtype, each times what is ``left`` of it, if given.
+
+        ``left`` is 1 − φ, float32 [tokens, 1].
+        """
 
 
 class InputNorms:
@@ -39,8 +42,9 @@ class InputNorms:
     def __init__(self, inputs: int, device: torch.device) -> None:
         self._squares = torch.zeros(inputs, dtype=torch.float64, device=device)
 
-    def add(self, rows: Tensor) -> None:
-        self._squares += rows.double().square().sum(0)
+    def add(self, rows: Tensor, left: Tensor | None) -> None:
+        rows = rows.float() if left is None else rows.float() * left
+        self._squares += rows.square().sum(0, dtype=torch.float64)
 
     @property
     def norms(self) -> Tensor:
@@ -48,13 +52,36 @@ class InputNorms:
 
 
 class InputHessian:
-    """H = 2 X Xᵀ of the inputs of a matrix, [in, in] float32, over all tokens so far."""
+    """H = 2 X Xᵀ of the inputs of a matrix, [in, in] float32, over all tokens so far.
+
+    On a GPU inputs of 16 bits go into the matrix units as they are, at ten times the speed of float32: their products
+    are exact in float32, in which they are summed. What a discount makes of them no longer has 16 bits, and goes in as
+    the sum of two that have.
+    """
 
     def __init__(self, inputs: int, device: torch.device) -> None:
-        self.hessian = torch.zeros(inputs, inputs, device=device)
+        self._half = torch.zeros(inputs, inputs, device=device)  # with its own transpose it makes H
 
-    def add(self, rows: Tensor) -> None:
-        self.hessian.addmm_(rows.T, rows, alpha=2)
+    def add(self, rows: Tensor, left: Tensor | None) -> None:
+        scaled = rows if left is None else rows.float() * left
+        if not (rows.is_cuda and rows.dtype.itemsize == 2):
+            scaled = scaled.float()
+            self._half.addmm_(scaled.T, scaled)
+            return
+        high, low = halves(scaled, rows.dtype)
+        self._half += torch.mm(high.T, high, out_dtype=torch.float32)
+        if left is not None:
+            self._half.add_(torch.mm(high.T, low, out_dtype=torch.float32), alpha=2)
+
+    @property
+    def hessian(self) -> Tensor:
+        return self._half + self._half.T
+
+
+def halves(values: Tensor, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
+    """Two tensors of a narrower ``dtype`` that make up ``values`` together, to twice its digits."""
+    high = values.to(dtype)
+    return high, (values - high).to(dtype)
 
 
 def linears_of(layer: nn.Module) -> dict[str, nn.Linear]:
@@ -90,6 +117,7 @@ class Stream:
         self._given = _given(dlm, sequences[:1])
         place = _place_for_states(dlm, sequences.numel(), device or dlm.device)
         self.chunks = [_entering(dlm, chunk).to(place) for chunk in sequences.split(batch_size)]
+        self._dense: list[Tensor] = []
 
     def placed(self, layer: nn.Module) -> nn.Module:
         """``layer`` where it is to be computed: itself, or a copy on that device."""
@@ -103,31 +131,32 @@ class Stream:
         self,
         layer: nn.Module,
         index: int,
-        make: Callable[[int, torch.device], Statistic],
+        make: Callable[[int, torch.device], Statistic] | None = None,
         discount: SinkDiscount | None = None,
     ) -> tuple[dict[str, Any], float]:
-        """Run the next ``layer`` and keep what ``make`` makes of the inputs of each of its matrices, by name.
+        """Run the next ``layer``, which is not pruned yet, and keep what it gives, to compare the pruned one with.
 
-        Matrices with the same input share one object. With a ``discount`` every token's input is multiplied by 1 − φ.
-        Also returns the mean of φ, NaN without a discount. The hidden states stay as they are.
+        Also keeps what ``make`` makes of the inputs of each of its matrices, by name; matrices with the same input
+        share one object. With a ``discount`` every token's input is multiplied by 1 − φ. Returns that, and the mean of
+        φ, NaN without a discount. The hidden states stay as they are.
         """
-        linears = linears_of(layer)
+        linears = {} if make is None else linears_of(layer)
         statistics: dict[str, Any] = {}
         generator = None if discount is None else discount.generator(index)
         phis = []
+        self._dense = []
         for chunk in self.chunks:
             reader = None if discount is None else MassReader()
             with _inputs_of(linears) as inputs:
-                self._run(layer, index, chunk, reader)
+                self._dense.append(self._run(layer, index, chunk, reader).to(chunk.device))
             left = None
             if discount is not None and reader is not None and generator is not None:
                 phis.append(discount.phi(reader.mass, generator))
-                left = 1 - phis[-1]
+                left = 1 - phis[-1].flatten()[:, None]
             for names, rows in _distinct(inputs, chunk.shape[:2]):
-                if names[0] not in statistics:
+                if make is not None and names[0] not in statistics:
                     statistics |= dict.fromkeys(names, make(rows.shape[-1], rows.device))
-                rows = rows.float() if left is None else rows.float() * left[..., None]
-                statistics[names[0]].add(rows.flatten(0, 1))
+                statistics[names[0]].add(rows.flatten(0, 1), left)
             self._tick()
         if unused := sorted(linears.keys() - statistics.keys()):
             raise ValueError(
@@ -137,23 +166,22 @@ class Stream:
         return statistics, torch.cat(phis).mean().item() if phis else float("nan")
 
     @torch.no_grad()
-    def advance(self, layer: nn.Module, index: int, dense: nn.Module | None = None) -> float:
+    def advance(self, layer: nn.Module, index: int) -> float:
         """Let the hidden states pass through ``layer``, the pruned one, and turn to the next.
 
-        Returns how far it is from the ``dense`` one, Σ ‖f′(x) − f(x)‖² / Σ ‖f(x) − x‖²: the error over what the layer
-        adds, both fed with what the pruned model gives. NaN without a dense one. Raises ``DlmLensError`` if either
-        gives NaN.
+        Returns how far it is from the one that :meth:`collect` ran, Σ ‖f′(x) − f(x)‖² / Σ ‖f(x) − x‖²: the error over
+        what the layer adds, both fed with what the pruned model gives. NaN if nothing was collected. Raises
+        ``DlmLensError`` if either gives NaN.
         """
+        dense, self._dense = self._dense, []
         totals = []
         for at, chunk in enumerate(self.chunks):
             out = self._run(layer, index, chunk)
-            if dense is not None:
-                whole = self._run(dense, index, chunk).float()
-                added = whole - chunk.to(whole.device).float()
-                totals.append(
-                    torch.stack([(out.float() - whole).square().sum(), added.square().sum()]).double()
-                )
-                self._tick()
+            if dense:
+                whole, entering = dense[at].to(out.device).float(), chunk.to(out.device).float()
+                gaps = out.float() - whole, whole - entering
+                totals.append(torch.stack([gap.square().sum() for gap in gaps]).double())
+                dense[at] = whole.new_empty(0)
             self.chunks[at] = out.to(chunk.device)
             self._tick()
         if not totals:
@@ -268,6 +296,9 @@ def _distinct(inputs: dict[str, list[Tensor]], shape: torch.Size) -> Iterator[tu
 def _place_for_states(dlm: DLM, tokens: int, device: torch.device) -> torch.device:
     """``device`` if the hidden states of so many tokens take a moderate share of what is free there, else the CPU."""
     free = free_bytes(device)
-    if free is not None and tokens * dlm.spec.hidden * dlm.dtype.itemsize < _SHARE_FOR_STATES * free:
+    states = (
+        2 * tokens * dlm.spec.hidden * dlm.dtype.itemsize
+    )  # those that enter a layer, and what it makes of them
+    if free is not None and states < _SHARE_FOR_STATES * free:
         return device
     return torch.device("cpu")

@@ -153,7 +153,7 @@ def interrupting(passes: int):
 
 
 @pytest.mark.parametrize("amount", [{"pattern": "2:4"}, {"structured": 0.5}], ids=["pattern", "structured"])
-@pytest.mark.parametrize("chunks", [4, 13, 25])
+@pytest.mark.parametrize("chunks", [4, 8, 17])
 def test_an_interrupted_run_goes_on_to_the_same_bits(amount, chunks, tmp_path, monkeypatch):
     how = {"method": "sparsegpt", "sink_aware": "random", "calibration": CALIBRATION, **amount}
     dlm = model(layers=3)
@@ -163,7 +163,7 @@ def test_an_interrupted_run_goes_on_to_the_same_bits(amount, chunks, tmp_path, m
         dl.prune(dlm, progress=interrupting(chunks), path=tmp_path, **how)
     assert same(weights(dlm), before)
     kept = len(list(tmp_path.glob("*.safetensors")))
-    assert kept == chunks // 9  # three passes of three chunks make a layer
+    assert kept == chunks // 6  # two passes of three chunks make a layer
     added = []
     add = FinishedLayers.add
     monkeypatch.setattr(FinishedLayers, "add", lambda self, *what: (added.append(what[0]), add(self, *what)))

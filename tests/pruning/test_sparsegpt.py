@@ -8,7 +8,7 @@ from torch import Tensor
 
 from dlm_lens.pruning.amount import Pattern, Share
 from dlm_lens.pruning.criteria import wanda
-from dlm_lens.pruning.sparsegpt import sparsegpt
+from dlm_lens.pruning.sparsegpt import sparsegpt as sparsegpt_of
 
 
 def column_by_column(weight: Tensor, hessian: Tensor, amount, block: int, damping: float) -> Tensor:
@@ -41,6 +41,12 @@ def column_by_column(weight: Tensor, hessian: Tensor, amount, block: int, dampin
     return w.masked_fill(gone, 0)
 
 
+def sparsegpt(weight: Tensor, *how, **more) -> Tensor:
+    """Of one matrix alone."""
+    (result,) = sparsegpt_of([weight], *how, **more)
+    return result
+
+
 def inputs_of(tokens: int, width: int) -> Tensor:
     """Correlated, as the inputs of a layer are."""
     return torch.randn(tokens, width) @ torch.randn(width, width)
@@ -59,6 +65,19 @@ def test_equals_the_definition(rows, width, amount, block):
     result = sparsegpt(weight, x.T @ x, amount, block=block)
     assert torch.equal(result == 0, expected == 0)
     assert torch.allclose(result.double(), expected, atol=1e-4, rtol=1e-3)
+
+
+@pytest.mark.parametrize("amount", [Share(0.5), Pattern(2, 4)], ids=str)
+def test_matrices_of_one_input_are_pruned_as_each_alone(amount):
+    """A share is taken of every matrix, however much smaller its weights are than the other's."""
+    weights, x = [torch.randn(6, 16), 0.01 * torch.randn(3, 16).double()], inputs_of(60, 16)
+    results = sparsegpt_of(weights, x.T @ x, amount, block=8)
+    for weight, result in zip(weights, results, strict=True):
+        alone = sparsegpt(weight, x.T @ x, amount, block=8)
+        assert result.dtype == weight.dtype
+        assert torch.equal(result == 0, alone == 0)
+        assert torch.allclose(result, alone, rtol=1e-4, atol=1e-6)
+        assert (result == 0).float().mean() == 0.5
 
 
 def test_reconstructs_what_choosing_alone_cannot():
