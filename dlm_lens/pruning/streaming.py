@@ -237,17 +237,31 @@ def _entering(dlm: DLM, sequences: Tensor) -> Tensor:
 def _given(dlm: DLM, sequence: Tensor) -> list[tuple[tuple, dict[str, Any]]]:
     """What each layer is given besides hidden states, positional and by name, when ``sequence`` [1, L] runs.
 
-    Without padding it is the same for every sequence, and holds for any number of them.
+    Without padding it is the same for every sequence, and holds for any number of them. Nor does it depend on the
+    hidden states, so that only the first layer is computed: on a CPU all of a large model would take minutes.
     """
     given: list[tuple[tuple, dict[str, Any]]] = []
+    made: list[Any] = []
 
     def note(module: nn.Module, args: tuple, named: dict[str, Any]) -> None:
         given.append((args[1:], named))
 
+    def standing_in(*_: Any, **__: Any) -> Any:
+        return made[0]
+
+    first, *others = dlm.layers
     handles = [layer.register_forward_pre_hook(note, with_kwargs=True) for layer in dlm.layers]
+    handles.append(first.register_forward_hook(lambda module, args, out: made.append(out)))
+    own = [vars(layer).get("forward") for layer in others]  # accelerate sets one on the layer itself
     try:
+        for layer in others:
+            vars(layer)["forward"] = standing_in
         dlm.logits(sequence.to(dlm.device), keep=range(0))
     finally:
+        for layer, forward in zip(others, own, strict=True):
+            del vars(layer)["forward"]
+            if forward is not None:
+                vars(layer)["forward"] = forward
         for handle in handles:
             handle.remove()
     return given
