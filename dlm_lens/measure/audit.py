@@ -3,17 +3,14 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
-from dlm_lens.policies import Policy
+from dlm_lens.measure.lineup import Entry
 from dlm_lens.progress import Progress
 from dlm_lens.recording import capture
 from dlm_lens.trace import Trace, open_trace
-
-if TYPE_CHECKING:
-    from dlm_lens.models import DLM
 
 
 class Audit(Mapping[str, Trace]):
@@ -45,23 +42,22 @@ class Audit(Mapping[str, Trace]):
         return "\n".join([f"Audit of {len(self)} runs", *lines])
 
 
-def audit_names(prompts: Iterable[str], policies: Mapping[str, Policy]) -> dict[tuple[str, str], str]:
+def audit_names(prompts: Iterable[str], entries: Sequence[Entry]) -> dict[tuple[str, str], str]:
     """A name, fit for a folder, for each prompt set and label of a policy that leaves out keys."""
     names: dict[tuple[str, str], str] = {}
     for prompt in prompts:
-        for label, policy in policies.items():
-            if policy.density == 1:
+        for entry in entries:
+            if entry.policy.density == 1:
                 continue
-            plain = "-".join(re.findall(r"[a-z0-9]+", f"{prompt} {label}".lower())) or "audit"
+            plain = "-".join(re.findall(r"[a-z0-9]+", f"{prompt} {entry.label}".lower())) or "audit"
             taken = sum(name == plain or name.startswith(f"{plain}.") for name in names.values())
-            names[prompt, label] = f"{plain}.{taken + 1}" if taken else plain
+            names[prompt, entry.label] = f"{plain}.{taken + 1}" if taken else plain
     return names
 
 
 def audit(
-    dlm: DLM,
+    entry: Entry,
     prompt: Any,
-    policy: Policy,
     *,
     name: str,
     folder: Path | None,
@@ -74,9 +70,9 @@ def audit(
     ``KeyboardInterrupt``: half of an audit is none.
     """
     trace = capture(
-        dlm,
+        entry.dlm,
         prompt,
-        policy=policy,
+        policy=entry.policy,
         statistics=[],
         path=None if folder is None else audit_path(folder, name),
         overwrite=True,

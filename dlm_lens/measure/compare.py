@@ -1,4 +1,4 @@
-"""Policies side by side: what each costs and what it loses, in one table."""
+"""Policies and pruned models side by side: what each costs and what it loses, in one table."""
 
 from __future__ import annotations
 
@@ -16,7 +16,8 @@ from dlm_lens.measure.audit import Audit, audit_names, reopened
 from dlm_lens.measure.audit import audit as run_audit
 from dlm_lens.measure.environment import can_attend, provenance
 from dlm_lens.measure.fidelity import run_info, walk
-from dlm_lens.measure.lineup import labels_of, lineup_of, prompt_sets
+from dlm_lens.measure.linear import linear_ms, weight_sparsity
+from dlm_lens.measure.lineup import Entry, entries_of, prompt_sets, pruned_models
 from dlm_lens.measure.rounds import Measurements, fingerprint, weights_fingerprint
 from dlm_lens.measure.rows import FLASH2, backends_of, nearness, round_rows, with_speedups
 from dlm_lens.measure.speed import Run, timed_runs
@@ -41,6 +42,7 @@ def compare(
     prompts: Any,
     policies: Sequence[Policy],
     *,
+    pruned: DLM | Sequence[DLM] | Mapping[str, DLM] | None = None,
     gen_length: int = 64,
     steps: int | None = None,
     sampler: Sampler | None = None,
@@ -53,7 +55,7 @@ def compare(
     overwrite: bool = False,
     progress: bool | Progress = True,
 ) -> pd.DataFrame:
-    """Measure policies against dense attention: speed and quality in the same rows.
+    """Measure policies and pruned models against the dense model: speed and quality in the same rows.
 
     ``prompts`` is one prompt set (a string, a list of strings run as one batch, chat messages or a token
     tensor) or a dict of several by name, of any lengths. :class:`Dense` is measured first, added if missing, and so
@@ -63,7 +65,13 @@ def compare(
     order. Without a ``sampler`` a policy that is published with one of its own is measured with it, all others with the
     model's. ``tasks`` have known answers: from :func:`dlm_lens.tasks.retrieval` or :func:`dlm_lens.tasks.infilling`.
 
-    Returns a tidy table, one row per policy, prompt set and repetition:
+    ``pruned`` are models that :func:`dlm_lens.prune` has made of ``dlm``: one, several, or a dict by name. Each is
+    measured with :class:`Dense`, all policies and the controls, labelled as in ``"PulseCol 80%, Wanda 2:4"``, against
+    the dense model: every speed-up is over its fastest dense backend, and agreement and KL are on the states of its
+    dense run. Weights that are zero save time only where they are skipped: after :meth:`DLM.semi_structured`, or where
+    structured pruning has made matrices smaller.
+
+    Returns a tidy table, one row per policy, model, prompt set and repetition:
 
     =====================  ==========================================================================
     ``policy``             label; ``prompts`` and ``repetition`` say the rest
@@ -76,7 +84,8 @@ def compare(
     ``speedup``            total of the baseline / total, in the same repetition
     ``speedup_vs_flash2``  the same against PyTorch's FlashAttention-2, which papers use; NaN without it
     ``amdahl_bound``       speed-up over Dense if what is computed ran as efficiently (:func:`schedule`)
-    ``peak_memory_mb``     GPU: allocated; Linux: resident memory of the process; NaN elsewhere
+    ``peak_memory_mb``     GPU: allocated; Linux: resident memory of the process; NaN elsewhere. All models lie
+                           in memory at once and count
     ``token_agreement``    share of generated tokens equal to those of the dense run
     ``argmax_agreement``   on the states of the dense run: share of masked positions with the same argmax
     ``kl``                 there: mean KL(dense ‖ policy), nats
@@ -84,6 +93,10 @@ def compare(
                            steps; ``retained_worst_layer`` of the layer that keeps least
     ``accuracy``           share of ``tasks`` answered exactly; NaN without tasks
     ``projected``          False: every number was measured
+    ``model``              with ``pruned``: what ran, the dense model's name or that of a pruned one
+    ``linear_ms``          then: median milliseconds that the matrices of its layers take for the context, timed apart
+    ``linear_speedup``     then: that of the dense model / that of this one, in the same repetition
+    ``weight_sparsity``    then: share of the dense layers' matrix weights that is zero or gone
     ``audit``              with ``audit=True``: name of the trace of this policy and prompt set, or None
     =====================  ==========================================================================
 
@@ -107,16 +120,18 @@ def compare(
         raise ValueError(f"repeats={repeats} must be at least 1")
     record = provenance(dlm, seed=seed)
     flash2 = can_attend(dlm, "flash") and record["dense_backend"] != FLASH2
-    lineup = lineup_of(policies, control=control and not dlm.spec.causal, flash2=flash2)
-    sets, by_label = prompt_sets(prompts), dict(zip(labels_of(lineup), lineup, strict=True))
+    sets, models = prompt_sets(prompts), pruned_models(dlm, pruned)
+    control = control and not dlm.spec.causal
+    entries = entries_of(dlm, policies, control=control, flash2=flash2, pruned=models)
     what = _Comparison(
         dlm,
         prompts=sets,
-        policies=by_label,
+        pruned=models,
+        entries=entries,
         run={"gen_length": gen_length, "steps": steps, "sampler": sampler, "seed": seed},
         tasks=tasks or (),
         repeats=repeats,
-        audits=audit_names(sets, by_label) if audit else {},
+        audits=audit_names(sets, entries) if audit else {},
     )
     identity = what.identity(record)
     done = Measurements(path, identity, record, overwrite)
@@ -141,12 +156,13 @@ def compare(
 
 @dataclass(frozen=True)
 class _Comparison:
-    """What is measured: prompt sets by name, policies by label, Dense first, the arguments of every run, and the
-    name of the audit of each (prompt set, label) that has one."""
+    """What is measured: prompt sets by name, pruned models by name, policies on all models, Dense on the dense one
+    first, the arguments of every run, and the name of the audit of each (prompt set, label) that has one."""
 
     dlm: DLM
     prompts: dict[str, Any]
-    policies: dict[str, Policy]
+    pruned: dict[str, DLM]
+    entries: Sequence[Entry]
     run: dict[str, Any]
     tasks: Sequence[TaskItem | InfillingItem]
     repeats: int
@@ -157,89 +173,99 @@ class _Comparison:
 
         Every prompt is encoded and every policy started for it, so that what cannot work is refused here.
         """
+        pruned = {name: _model_identity(dlm) for name, dlm in self.pruned.items()}
         return {
-            "model": asdict(self.dlm.spec),
-            "weights": weights_fingerprint(self.dlm),
+            **_model_identity(self.dlm),
+            **({"pruned": pruned} if pruned else {}),
             "prompts": {name: self._checked(name) for name in self.prompts},
-            "policies": {label: repr(policy) for label, policy in self.policies.items()},
+            "policies": {entry.label: repr(entry.policy) for entry in self.entries},
             **{name: value if isinstance(value, int) else repr(value) for name, value in self.run.items()},
             "tasks": fingerprint(*(value for item in self.tasks for value in vars(item).values())),
             **{name: record[name] for name in _SAME},
         }
 
     def _checked(self, name: str) -> str:
-        """Fingerprint of a prompt set that every policy can start on."""
-        spec, gen_length = self.dlm.spec, self.run["gen_length"]
-        prompt = self.dlm.encode(self.prompts[name])
+        """Fingerprint of a prompt set that every policy can start on, whatever the model."""
+        prints = {model: self._checked_on(model, name) for model in (self.dlm, *self.pruned.values())}
+        for model, found in prints.items():
+            if found != prints[self.dlm]:
+                raise ValueError(
+                    f"prompt set {name!r} is not the same tokens for {model.spec.name!r} as for {self.dlm.spec.name!r};"
+                    " give both the same tokenizer, or token ids as prompts"
+                )
+        return prints[self.dlm]
+
+    def _checked_on(self, dlm: DLM, name: str) -> str:
+        spec, gen_length = dlm.spec, self.run["gen_length"]
+        prompt = dlm.encode(self.prompts[name])
         length = prompt.tokens.shape[1]
         if length + gen_length > spec.max_length:
             raise ValueError(
                 f"prompt set {name!r} has {length} tokens, which with gen_length={gen_length} exceed the"
                 f" {spec.max_length} positions of {spec.name!r}; shorten one of them"
             )
-        info = run_info(self.dlm, prompt, gen_length, self.run["steps"], self.run["seed"])
-        for policy in self.policies.values():
-            sampler = self.run["sampler"] or sampler_of(policy, spec, gen_length)
-            sampler.check(gen_length, info.steps)
-            policy.start(info)
+        info = run_info(dlm, prompt, gen_length, self.run["steps"], self.run["seed"])
+        for entry in self.entries:
+            if entry.dlm is dlm:
+                sampler = self.run["sampler"] or sampler_of(entry.policy, spec, gen_length)
+                sampler.check(gen_length, info.steps)
+                entry.policy.start(info)
         return fingerprint(prompt.tokens, prompt.start)
 
     def runs_left(self, done: Measurements) -> int:
         """Length of the progress bar: runs of the model over a prompt set or the tasks that are still missing."""
-        accuracies = [("accuracy", label) for label in self.policies] if self.tasks else []
+        accuracies = [("accuracy", entry.label) for entry in self.entries] if self.tasks else []
         single = [
             *accuracies,
             *(("fidelity", name) for name in self.prompts),
             *(("audit", title) for title in self.audits.values()),
         ]
         rounds = sum(len(self._rounds_left(name, done)) for name in self.prompts)
-        return sum(key not in done for key in single) + rounds * len(self.policies)
+        return sum(key not in done for key in single) + rounds * len(self.entries)
 
     def _rounds_left(self, name: str, done: Measurements) -> list[int]:
         return [number for number in range(self.repeats) if ("round", name, number) not in done]
 
     def ask_tasks(self, done: Measurements, bar: Bar) -> None:
-        """Measure the accuracy of every policy."""
-        for label, policy in self.policies.items():
-            if not self.tasks or ("accuracy", label) in done:
+        """Measure the accuracy of every policy on every model."""
+        for entry in self.entries:
+            if not self.tasks or ("accuracy", entry.label) in done:
                 continue
-            bar.note(f"tasks: {label}")
-            share = task_module.accuracy(self.dlm, self.tasks, policy=policy, progress=bar.within())
-            done.add(("accuracy", label), share)
+            bar.note(f"tasks: {entry.label}")
+            told = bar.within()
+            share = task_module.accuracy(entry.dlm, self.tasks, policy=entry.policy, progress=told)
+            done.add(("accuracy", entry.label), share)
             bar.update()
 
     def audit(self, name: str, done: Measurements, bar: Bar) -> dict[str, Trace]:
         """Record what every sparse policy keeps on a prompt set, or open what was recorded."""
         traces = {}
-        for (prompt, label), title in self.audits.items():
-            if prompt != name:
+        for entry in self.entries:
+            title = self.audits.get((name, entry.label))
+            if title is None:
                 continue
             if ("audit", title) in done and done.folder is not None:
                 traces[title] = reopened(done.folder, title)
                 continue
-            bar.note(f"{name}: audit of {label}")
-            policy = self.policies[label]
+            bar.note(f"{name}: audit of {entry.label}")
+            told = bar.within()
             traces[title] = run_audit(
-                self.dlm,
-                self.prompts[name],
-                policy,
-                name=title,
-                folder=done.folder,
-                progress=bar.within(),
-                **self.run,
+                entry, self.prompts[name], name=title, folder=done.folder, progress=told, **self.run
             )
-            done.add(("audit", title), {"prompts": name, "policy": label})
+            done.add(("audit", title), {"prompts": name, "policy": entry.label})
             bar.update()
         return traces
 
     def walk(self, name: str, done: Measurements, bar: Bar) -> None:
-        """Measure the fidelity of all policies on one dense run."""
+        """Measure the fidelity of all policies on the states of one run of the dense model."""
         if ("fidelity", name) in done:
             return
         bar.note(f"{name}: fidelity")
-        prompt, lineup = self.prompts[name], list(self.policies.values())
-        found = walk(self.dlm, prompt, lineup, **self.run, progress=bar.within())
-        near = {label: nearness(fidelity) for label, fidelity in zip(self.policies, found, strict=True)}
+        policies, models = [entry.policy for entry in self.entries], [entry.dlm for entry in self.entries]
+        told = bar.within()
+        found = walk(self.dlm, self.prompts[name], policies, models=models, **self.run, progress=told)
+        labels = (entry.label for entry in self.entries)
+        near = {label: nearness(fidelity) for label, fidelity in zip(labels, found, strict=True)}
         done.add(("fidelity", name), near)
         bar.update()
 
@@ -247,20 +273,42 @@ class _Comparison:
         """Time the rounds that are missing."""
         if not (left := self._rounds_left(name, done)):
             return
-        policies = list(self.policies.values())
         runs: list[Run] = []
         prompt = self.prompts[name]
-        for run in timed_runs(
-            self.dlm, prompt, policies, repetitions=left, bar=bar, heading=name, **self.run
-        ):
+        for run in timed_runs(self.entries, prompt, repetitions=left, bar=bar, heading=name, **self.run):
             runs.append(run)
-            if len(runs) == len(policies):
-                done.add(("round", name, run.repetition), round_rows(self.policies, runs, self.run["steps"]))
+            if len(runs) == len(self.entries):
+                rows = round_rows(self.entries, runs, self.run["steps"])
+                if self.pruned:
+                    bar.note(f"{name}: matrices")
+                    rows = self._with_linear(rows, bar.within(counts=False))
+                done.add(("round", name, run.repetition), rows)
                 runs = []
+
+    def _with_linear(self, rows: list[dict[str, Any]], told: bool | Progress) -> list[dict[str, Any]]:
+        """``rows`` of a round with what the matrices of each one's model take, timed at its end."""
+        first = rows[0]
+        took = linear_ms(
+            self._models(),
+            batch=first["batch"],
+            length=first["context"],
+            repetition=first["repetition"],
+            told=told,
+        )
+        dense = took[self.dlm.spec.name]
+        return [
+            {**row, "linear_ms": took[entry.model], "linear_speedup": dense / took[entry.model]}
+            for row, entry in zip(rows, self.entries, strict=True)
+        ]
+
+    def _models(self) -> dict[str, DLM]:
+        """All models by name, the dense one first."""
+        return {self.dlm.spec.name: self.dlm, **self.pruned}
 
     def rows(self, done: Measurements, fastest: str) -> list[dict[str, Any]]:
         """The rows of the table; ``fastest`` is the backend that Dense took."""
-        backends = backends_of(self.policies, fastest)
+        backends = backends_of(self.entries, fastest)
+        about = self._about_models()
         rows = []
         for name in self.prompts:
             rounds = [done["round", name, number] for number in range(self.repeats)]
@@ -268,5 +316,28 @@ class _Comparison:
             for row in with_speedups(rounds, backends):
                 label = row["policy"]
                 accuracy = done["accuracy", label] if self.tasks else math.nan
-                rows.append({"policy": label, "prompts": name, **row, **near[label], "accuracy": accuracy})
+                rows.append(
+                    {
+                        "policy": label,
+                        "prompts": name,
+                        **row,
+                        **near[label],
+                        "accuracy": accuracy,
+                        **about.get(label, {}),
+                    }
+                )
         return rows
+
+    def _about_models(self) -> dict[str, dict[str, Any]]:
+        """By label the columns that tell of the model; none where there is only the dense one."""
+        if not self.pruned:
+            return {}
+        gone = {name: weight_sparsity(dlm, self.dlm) for name, dlm in self._models().items()}
+        return {
+            entry.label: {"model": entry.model, "weight_sparsity": gone[entry.model]}
+            for entry in self.entries
+        }
+
+
+def _model_identity(dlm: DLM) -> dict[str, Any]:
+    return {"model": asdict(dlm.spec), "weights": weights_fingerprint(dlm)}

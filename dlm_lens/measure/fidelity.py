@@ -120,14 +120,21 @@ def walk(
     sampler: Sampler | None,
     seed: int,
     progress: bool | Progress,
+    models: Sequence[DLM] | None = None,
 ) -> list[Fidelity]:
-    """:func:`fidelity` of several policies on one walk of the dense run."""
+    """:func:`fidelity` of several policies on one walk of the dense run of ``dlm``.
+
+    Each predicts with its own of the ``models``, all on the device of ``dlm``, or else with ``dlm`` too.
+    """
     steps = gen_length if steps is None else steps
     sampler = default_sampler(dlm.spec, gen_length) if sampler is None else sampler
-    info = run_info(dlm, dlm.encode(prompt), gen_length, steps, seed)
-    shadows = [_Shadow(dlm, policy, info) for policy in policies]
+    encoded = dlm.encode(prompt)
+    shadows = [
+        _Shadow(model, policy, run_info(model, encoded, gen_length, steps, seed), like=dlm)
+        for model, policy in zip(models or [dlm] * len(policies), policies, strict=True)
+    ]
     with Bar(progress, total=steps * len(shadows), desc="Fidelity", unit="step") as bar:
-        watcher = _Watcher(sampler, shadows, info.prompt_length, bar)
+        watcher = _Watcher(sampler, shadows, encoded.tokens.shape[1], bar)
         dense = denoise(
             dlm,
             prompt,
@@ -159,11 +166,11 @@ def run_info(dlm: DLM, prompt: Prompt, gen_length: int, steps: int, seed: int) -
 
 
 class _Shadow:
-    """One policy's run alongside the dense one: it predicts at every state, and commits nothing."""
+    """One policy's run alongside the dense one of ``like``: it predicts at every state, and commits nothing."""
 
-    def __init__(self, dlm: DLM, policy: Policy, info: RunInfo) -> None:
+    def __init__(self, dlm: DLM, policy: Policy, info: RunInfo, *, like: DLM) -> None:
         self._dlm, self._info, self._label = dlm, info, policy.label
-        self._dense = policy == Dense()  # its predictions are there already
+        self._dense = policy == Dense() and dlm is like  # its predictions are there already
         self._run: PolicyRun = policy.start(info)
         self._rows: list[dict[str, Any]] = []
         self._retained = np.full((info.steps, info.spec.layers, info.spec.heads), np.nan, np.float32)

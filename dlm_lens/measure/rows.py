@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import torch
 
+from dlm_lens.measure.linear import matrix_cost
 from dlm_lens.measure.schedule import replay, schedule_of
 from dlm_lens.measure.tables import KINDS
 from dlm_lens.policies import Dense, Policy, RunInfo
@@ -17,30 +18,30 @@ from dlm_lens.policies.dense import BACKENDS
 
 if TYPE_CHECKING:
     from dlm_lens.measure.fidelity import Fidelity
+    from dlm_lens.measure.lineup import Entry
     from dlm_lens.measure.schedule import Schedule
     from dlm_lens.measure.speed import Run
 
 FLASH2 = "FlashAttention-2"
 
 
-def round_rows(policies: Mapping[str, Policy], runs: Sequence[Run], steps: int) -> list[dict[str, Any]]:
-    """What every run of one round took, in the order of ``policies``, of which the first is :class:`Dense`.
+def round_rows(entries: Sequence[Entry], runs: Sequence[Run], steps: int) -> list[dict[str, Any]]:
+    """What every run of one round took, in the order of ``entries``, of which the first is :class:`Dense`.
 
-    ``runs`` name policies by their place; ``steps`` were asked for. Values are ready for JSON.
+    ``steps`` were asked for. Values are ready for JSON.
     """
-    labelled = list(policies.items())
-    ordered = sorted(runs, key=lambda run: run.policy)
+    ordered = sorted(runs, key=lambda run: run.entry)
     dense = ordered[0]
-    dense_flops = _work(labelled[0][1], dense, steps).flops
+    dense_flops = _work(entries[0], dense, steps).flops
     rows = []
     for run in ordered:
-        label, policy = labelled[run.policy]
-        work = _work(policy, run, steps)
+        entry = entries[run.entry]
+        work = _work(entry, run, steps)
         rows.append(
             {
-                "policy": label,
+                "policy": entry.label,
                 "repetition": run.repetition,
-                **_cost(policy, run),
+                **_cost(entry.policy, run),
                 "amdahl_bound": dense_flops / work.flops,
                 "token_agreement": _token_agreement(run, dense),
             }
@@ -66,7 +67,7 @@ def _cost(policy: Policy, run: Run) -> dict[str, Any]:
     }
 
 
-def _work(policy: Policy, run: Run, steps: int) -> Schedule:
+def _work(entry: Entry, run: Run, steps: int) -> Schedule:
     """The work of the steps that were taken: their kinds as timed, what each computed as planned once more."""
     result = run.result
     batch, length = result.tokens.shape
@@ -80,9 +81,16 @@ def _work(policy: Policy, run: Run, steps: int) -> Schedule:
         device=torch.device("cpu"),
         seed=result.seed,
     )
-    planned = replay(policy, info, result.tokens, result.committed_at, len(result.timings))
+    planned = replay(entry.policy, info, result.tokens, result.committed_at, len(result.timings))
     works = [replace(work, kind=kind) for work, kind in zip(planned, result.timings["kind"], strict=True)]
-    return schedule_of(policy, works, result.spec, length=length, gen_length=result.gen_length)
+    return schedule_of(
+        entry.policy,
+        works,
+        result.spec,
+        length=length,
+        gen_length=result.gen_length,
+        matrix_cost=matrix_cost(entry.dlm),
+    )
 
 
 def _token_agreement(run: Run, dense: Run) -> float:
@@ -129,10 +137,10 @@ def nearness(found: Fidelity) -> dict[str, float]:
     }
 
 
-def backends_of(policies: Mapping[str, Policy], fastest: str) -> dict[str, str]:
-    """The dense policies by label and what each runs on; ``fastest`` is the backend that :class:`Dense` takes."""
+def backends_of(entries: Sequence[Entry], fastest: str) -> dict[str, str]:
+    """Dense policies of the dense model by label, and what each runs on; ``fastest`` is what :class:`Dense` takes."""
     return {
-        label: fastest if policy.backend is None else BACKENDS[policy.backend][1]
-        for label, policy in policies.items()
-        if isinstance(policy, Dense)
+        entry.label: fastest if entry.policy.backend is None else BACKENDS[entry.policy.backend][1]
+        for entry in entries
+        if isinstance(entry.policy, Dense) and entry.pruned is None
     }

@@ -162,14 +162,20 @@ def _there(positions: Tensor | int, length: int) -> float:
 
 
 def schedule_of(
-    policy: Policy, works: Sequence[StepWork], spec: Spec, *, length: int, gen_length: int
+    policy: Policy,
+    works: Sequence[StepWork],
+    spec: Spec,
+    *,
+    length: int,
+    gen_length: int,
+    matrix_cost: float = 1.0,
 ) -> Schedule:
-    """The schedule of steps whose work is known.
+    """The schedule of steps whose work is known, the matrices of the layers costing so much of what they do dense.
 
     A refresh counts as what it computes: making scores and lists costs more, so the bound cannot be too low.
     """
-    dense = step_flops(spec, StepWork("dense", length, length), gen_length)
-    flops = [step_flops(spec, work, gen_length) for work in works]
+    dense = step_flops(spec, StepWork("dense", length, length), gen_length, matrix_cost)
+    flops = [step_flops(spec, work, gen_length, matrix_cost) for work in works]
     by_kind = []
     for kind in dict.fromkeys(work.kind for work in works):
         own = [(work, cost) for work, cost in zip(works, flops, strict=True) if work.kind == kind]
@@ -189,11 +195,11 @@ def schedule_of(
     )
 
 
-def step_flops(spec: Spec, work: StepWork, gen_length: int) -> float:
+def step_flops(spec: Spec, work: StepWork, gen_length: int, matrix_cost: float = 1.0) -> float:
     """Operations of one step for one sample; logits are made of the generation, as far as it is computed."""
     logits = 1 if spec.causal else min(gen_length, work.positions)
     attention = attention_flops(spec, work.positions, work.keys)
-    return attention + other_flops(spec, work.positions, logits)
+    return attention + other_flops(spec, work.positions, logits, matrix_cost)
 
 
 def attention_flops(spec: Spec, positions: float, keys: float) -> float:
@@ -206,8 +212,11 @@ def attention_flops(spec: Spec, positions: float, keys: float) -> float:
     return full / 2 if spec.causal and positions == keys else full
 
 
-def other_flops(spec: Spec, positions: float, logits: float) -> float:
-    """Operations of everything else: projections and MLP of ``positions``, and so many positions' logits."""
+def other_flops(spec: Spec, positions: float, logits: float, matrix_cost: float = 1.0) -> float:
+    """Operations of everything else: projections and MLP of ``positions``, and so many positions' logits.
+
+    ``matrix_cost`` is the share of those of projections and MLP that is done: half on sparse tensor cores.
+    """
     heads = 2 * spec.heads + 2 * spec.kv_heads  # q and output; k and v
-    layer = spec.hidden * spec.head_dim * heads + 3 * spec.hidden * spec.mlp
+    layer = matrix_cost * (spec.hidden * spec.head_dim * heads + 3 * spec.hidden * spec.mlp)
     return 2.0 * (positions * spec.layers * layer + logits * spec.hidden * spec.vocab)

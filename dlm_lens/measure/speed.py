@@ -1,4 +1,4 @@
-"""Timing policies side by side: warmed up, and in turns, so that a drifting machine drifts for all."""
+"""Timing policies and models side by side: warmed up, and in turns, so that a drifting machine drifts for all."""
 
 from __future__ import annotations
 
@@ -7,33 +7,29 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
 
 from dlm_lens.denoising import Denoised, denoise, sampler_of
-from dlm_lens.policies import Policy
+from dlm_lens.measure.lineup import Entry
 from dlm_lens.progress import Bar
 from dlm_lens.samplers import Sampler
-
-if TYPE_CHECKING:
-    from dlm_lens.models import DLM
 
 
 @dataclass(frozen=True)
 class Run:
-    """One timed run; ``peak_bytes`` is NaN where the system does not tell."""
+    """One timed run of an entry, by its place; ``peak_bytes`` is NaN where the system does not tell."""
 
-    policy: int
+    entry: int
     repetition: int
     result: Denoised
     peak_bytes: float
 
 
 def timed_runs(
-    dlm: DLM,
+    entries: Sequence[Entry],
     prompt: Any,
-    policies: Sequence[Policy],
     *,
     gen_length: int,
     steps: int,
@@ -43,29 +39,29 @@ def timed_runs(
     bar: Bar,
     heading: str,
 ) -> Iterator[Run]:
-    """Run every policy in each of the numbered ``repetitions``, turn by turn, every other one in opposite order.
+    """Run every entry in each of the numbered ``repetitions``, turn by turn, every other one in opposite order.
 
-    A short run of each policy comes first and is thrown away: it pays for compilation and for the first touch
+    A short run of each comes first and is thrown away: it pays for compilation and for the first touch
     of memory. ``bar`` counts the others, and is told under the ``heading`` what is run. Ctrl-C ends the measurement
     with ``KeyboardInterrupt``, for half of one compares with nothing.
     """
     common: dict[str, Any] = {"gen_length": gen_length, "sampler": sampler, "seed": seed}
     if not repetitions:
         return
-    for policy in policies:
-        own = sampler_of(policy, dlm.spec, gen_length) if sampler is None else sampler
+    for entry in entries:
+        own = sampler_of(entry.policy, entry.dlm.spec, gen_length) if sampler is None else sampler
         few = warm_up_steps(own, gen_length, steps)
-        bar.note(f"{heading}: warming up {policy.label}")
+        bar.note(f"{heading}: warming up {entry.label}")
         told = bar.within(counts=False)
-        uninterrupted(denoise(dlm, prompt, policy=policy, steps=few, progress=told, **common))
+        uninterrupted(denoise(entry.dlm, prompt, policy=entry.policy, steps=few, progress=told, **common))
     for repetition in repetitions:
-        turns = list(enumerate(policies))
-        for index, policy in turns if repetition % 2 == 0 else reversed(turns):
-            bar.note(f"{heading}: {policy.label}")
-            with peak_memory(*dlm.devices) as peak:
+        turns = list(enumerate(entries))
+        for index, entry in turns if repetition % 2 == 0 else reversed(turns):
+            bar.note(f"{heading}: {entry.label}")
+            with peak_memory(*entry.dlm.devices) as peak:
                 told = bar.within()
                 result = uninterrupted(
-                    denoise(dlm, prompt, policy=policy, steps=steps, progress=told, **common)
+                    denoise(entry.dlm, prompt, policy=entry.policy, steps=steps, progress=told, **common)
                 )
             bar.update()
             yield Run(index, repetition, result, peak[0])

@@ -11,6 +11,13 @@ import pandas as pd
 
 KINDS = ("dense", "refresh", "sparse", "cached")
 
+# Columns that tell of pruned models, where there are some: their heads, and the factors to their units.
+_OF_MODELS = {
+    "linear_ms": ("matrices ms", 1),
+    "linear_speedup": ("matrices ×", 1),
+    "weight_sparsity": ("weights gone %", 100),
+}
+
 
 def summary(table: pd.DataFrame) -> pd.DataFrame:
     """The table to read: one row per policy and prompt set, medians over repetitions, units in the heads."""
@@ -23,6 +30,7 @@ def summary(table: pd.DataFrame) -> pd.DataFrame:
         "speed-up ×": middle["speedup"],
         "over FA-2 ×": middle["speedup_vs_flash2"],
         "bound ×": middle["amdahl_bound"],
+        **{head: factor * middle[name] for name, (head, factor) in _OF_MODELS.items() if name in middle},
         "peak MB": middle["peak_memory_mb"].round(),
         "same tokens %": 100 * middle["token_agreement"],
         "KL nats": middle["kl"],

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 from dlm_lens.measure.environment import can_attend, provenance
 from dlm_lens.measure.fidelity import walk
-from dlm_lens.measure.lineup import labels_of, lineup_of
+from dlm_lens.measure.lineup import entries_of
 from dlm_lens.measure.rows import FLASH2, backends_of, nearness, round_rows, with_speedups
 from dlm_lens.measure.speed import timed_runs
 from dlm_lens.measure.tasks import accuracy
@@ -28,22 +28,21 @@ def measure_cell(dlm: DLM, cell: Cell, trace: Path | None, progress: bool | Prog
     """
     record = provenance(dlm, seed=cell.seed)
     flash2 = can_attend(dlm, "flash") and record["dense_backend"] != FLASH2
-    lineup = lineup_of([cell.policy], control=False, flash2=flash2)
-    policies = dict(zip(labels_of(lineup), lineup, strict=True))
-    label = next(label for label, policy in policies.items() if policy == cell.policy)
+    entries = entries_of(dlm, [cell.policy], control=False, flash2=flash2)
+    label = next(entry.label for entry in entries if entry.policy == cell.policy)
     run: dict[str, Any] = {
         "gen_length": cell.gen_length,
         "steps": cell.steps,
         "sampler": cell.sampler,
         "seed": cell.seed,
     }
-    parts = len(lineup) + 1 + bool(cell.tasks) + (trace is not None)
+    parts = len(entries) + 1 + bool(cell.tasks) + (trace is not None)
     with Bar(progress, total=parts, desc=str(cell), unit="run", leave=False) as bar:
         runs = list(
-            timed_runs(dlm, cell.prompt, lineup, repetitions=[cell.seed], bar=bar, heading=str(cell), **run)
+            timed_runs(entries, cell.prompt, repetitions=[cell.seed], bar=bar, heading=str(cell), **run)
         )
         rows = with_speedups(
-            [round_rows(policies, runs, cell.steps)], backends_of(policies, record["dense_backend"])
+            [round_rows(entries, runs, cell.steps)], backends_of(entries, record["dense_backend"])
         )
         values = next(row for row in rows if row["policy"] == label)
         bar.note(f"{cell}, fidelity")

@@ -9,6 +9,7 @@ import torch
 
 import dlm_lens as dl
 from dlm_lens.measure.audit import Audit, audit_names
+from dlm_lens.measure.lineup import Entry
 
 PROMPT = torch.arange(1, 21)
 RUN = {"gen_length": 8, "steps": 4, "progress": False}
@@ -98,9 +99,10 @@ def test_audits_are_kept_and_opened_again(random_dlm, tmp_path, monkeypatch):
         pd.testing.assert_frame_equal(table.drop(columns="audit"), plain)
 
 
-def test_names_are_fit_for_folders_and_differ():
+def test_names_are_fit_for_folders_and_differ(random_dlm):
     policies = {"A/B 5%": dl.PulseCol(), "a b 5": dl.PulseCol(), "Dense": dl.Dense(), "§": dl.PulseCol()}
-    names = audit_names(["§"], policies)
+    entries = [Entry(label, policy, random_dlm) for label, policy in policies.items()]
+    names = audit_names(["§"], entries)
     assert names == {("§", "A/B 5%"): "a-b-5", ("§", "a b 5"): "a-b-5.2", ("§", "§"): "audit"}
 
 

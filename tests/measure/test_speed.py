@@ -7,18 +7,20 @@ import torch
 
 import dlm_lens as dl
 from dlm_lens.measure import environment
+from dlm_lens.measure.lineup import Entry
 from dlm_lens.measure.speed import peak_memory, timed_runs, warm_up_steps
 from dlm_lens.progress import Bar
 
 
 def test_policies_take_turns_in_alternating_order(random_dlm):
     policies = [dl.Dense(), dl.RandomColumns(sparsity=0.5)]
+    entries = [Entry(policy.label, policy, random_dlm) for policy in policies]
     settings = {"gen_length": 8, "steps": 4, "sampler": dl.LowConfidence(8), "seed": 0}
     told = []
     with Bar(lambda *how_far: told.append(how_far), total=6, desc="", unit="run") as bar:
         settings |= {"repetitions": range(3), "bar": bar, "heading": "code"}
-        runs = list(timed_runs(random_dlm, torch.arange(8), policies, **settings))
-    assert [(run.policy, run.repetition) for run in runs] == [(0, 0), (1, 0), (1, 1), (0, 1), (0, 2), (1, 2)]
+        runs = list(timed_runs(entries, torch.arange(8), **settings))
+    assert [(run.entry, run.repetition) for run in runs] == [(0, 0), (1, 0), (1, 1), (0, 1), (0, 2), (1, 2)]
     assert all(len(run.result.timings) == 4 for run in runs)
     assert {what for done, _, what in told if done == 0} == {
         "code: warming up Dense",
