@@ -10,7 +10,7 @@ import pandas as pd
 from matplotlib.axes import Axes
 
 from dlm_lens.measure.schedule import Schedule
-from dlm_lens.plots.policy_styles import styles
+from dlm_lens.plots.policy_styles import pruned_of, styles
 from dlm_lens.plots.style import dress, palette_of
 
 
@@ -24,8 +24,9 @@ def amdahl(
 
     ``steps`` has a row per kind of run: ``run`` (its name, such as ``"64k tokens"``), ``attention`` and ``rest``, both
     in one unit, milliseconds or operations. Points beside the curves come from ``reached``: ``run``, ``policy``,
-    ``sparsity`` (share of the keys left out, 0 to 1) and ``speedup``. Schedules from :func:`dlm_lens.schedule` do for
-    both: their operations, and the bound of each whole run with its dense and refresh steps.
+    ``sparsity`` (share of the keys left out, 0 to 1) and ``speedup``; ``model``, if there, tells pruned models apart,
+    as in tables of :func:`dlm_lens.compare`. Schedules from :func:`dlm_lens.schedule` do for both: their operations,
+    and the bound of each whole run with its dense and refresh steps.
 
     Returns two axes: shares on the left, bounds on the right. Raises ``ValueError`` for missing columns, no rows,
     schedules without sparse steps, or another number of axes.
@@ -77,10 +78,9 @@ def _bounds(ax: Axes, runs: list[str], share: np.ndarray, reached: pd.DataFrame 
             color=palette.dim, fontsize="small", annotation_clip=False,
         )  # fmt: skip
     if reached is not None:
-        for policy, look in styles(reached["policy"], palette).items():
+        for policy, look in styles(reached["policy"], palette, pruned_of(reached)).items():
             own = reached[reached["policy"] == policy]
-            point = {"color": look["color"], "marker": look["marker"], "linestyle": "none"}
-            ax.plot(100 * own["sparsity"], own["speedup"], label=policy, **point)
+            ax.plot(100 * own["sparsity"], own["speedup"], label=policy, **{**look, "linestyle": "none"})
         ax.legend(loc="upper left", fontsize="small")
     ax.set_xlim(0, 100)
     ax.set_ylim(bottom=0.8)

@@ -8,7 +8,7 @@ import numpy as np
 import pandas as pd
 from matplotlib.axes import Axes
 
-from dlm_lens.plots.policy_styles import CONTROL, family, styles
+from dlm_lens.plots.policy_styles import CONTROL, Pruned, family, pruned_of, styles
 from dlm_lens.plots.style import axes_or_new, dress, palette_of
 
 # Column → label of the axis, factor to its unit, whether more of it is better.
@@ -32,7 +32,7 @@ def pareto(
     speed: Literal["speedup", "amdahl_bound"] = "speedup",
     ax: Axes | None = None,
 ) -> Axes:
-    """Quality against speed-up, a line per policy through its budgets, better towards the upper right.
+    """Quality against speed-up, a line per policy and model through its budgets, better towards the upper right.
 
     ``table`` comes from :func:`dlm_lens.compare`; points are medians over prompt sets and repetitions. The wide grey
     line is the Pareto front: the policies than which no other is faster without being worse. The oracle is left out of
@@ -54,10 +54,15 @@ def pareto(
     palette = palette_of(ax)
     real = points[~points["policy"].str.startswith("Oracle")]
     _front(ax, real[speed].to_numpy(), real["value"].to_numpy(), more_is_better, palette.line)
-    points["family"] = points["policy"].map(family)
-    for name, look in styles(points["family"], palette).items():
+    pruned = pruned_of(known)
+    families = {label: _family(label, pruned) for label in points["policy"]}
+    points["family"] = points["policy"].map(families)
+    kinds = {families[label]: (family(policy), model) for label, (policy, model) in pruned.items()}
+    for name, look in styles(points["family"], palette, kinds).items():
         own = points[points["family"] == name].sort_values(speed)
-        strong = {"linewidth": 2.2, "zorder": 4} if name == CONTROL else {"linewidth": 1.3, "zorder": 3}
+        strong = (
+            {"linewidth": 2.2, "zorder": 4} if name.startswith(CONTROL) else {"linewidth": 1.3, "zorder": 3}
+        )
         ax.plot(own[speed], own["value"], label=name, markersize=6, **{**look, **strong})
     ax.set_xscale("log", base=2)
     ax.xaxis.set_major_formatter("{x:g}")
@@ -69,6 +74,12 @@ def pareto(
         ax.set_ylim(2 * float(points["value"].max()), -0.3 * floor)
     dress(ax, "Quality against speed", _SPEEDS[speed], label)
     return ax
+
+
+def _family(label: str, pruned: Pruned) -> str:
+    """A label without the policy's budget; what a model was pruned by stays."""
+    policy, *model = pruned.get(label, (label,))
+    return ", ".join([family(policy), *model])
 
 
 def pareto_front(speed: np.ndarray, value: np.ndarray, *, more_is_better: bool) -> np.ndarray:

@@ -8,6 +8,7 @@ import numpy as np
 import pandas as pd
 from matplotlib.axes import Axes
 
+from dlm_lens.plots.policy_styles import Pruned, hatches, pruned_of
 from dlm_lens.plots.style import Palette, axes_or_new, dress, palette_of
 
 # Quality of a policy as shares of 1, and the marker of each.
@@ -27,11 +28,12 @@ _UNDERNEATH: dict[str, Any] = {
 
 
 def speedup(table: pd.DataFrame, *, ax: Axes | None = None) -> Axes:
-    """Speed-up over dense per policy, and beside every bar the quality that it leaves.
+    """Speed-up over dense per policy and model, and beside every bar the quality that it leaves.
 
     ``table`` comes from :func:`dlm_lens.compare`; bars are medians over prompt sets and repetitions, whiskers
-    go from the lowest to the highest, the stroke beyond a bar is its Amdahl bound. ``ax`` keeps the left part
-    of its place; the qualities get axes of their own in the right part.
+    go from the lowest to the highest, the stroke beyond a bar is its Amdahl bound. Bars of pruned models are hatched,
+    each model's in its own way. ``ax`` keeps the left part of its place; the qualities get axes of their own in the
+    right part.
 
     A speed-up is never drawn without its quality: a table that has none of the columns ``token_agreement``,
     ``retained_mass`` and ``accuracy`` raises ``ValueError``; so do a table without ``policy`` and ``speedup``,
@@ -51,7 +53,13 @@ def speedup(table: pd.DataFrame, *, ax: Axes | None = None) -> Axes:
 
     ax = axes_or_new(ax, (9, 1.6 + 0.42 * len(middle)))
     palette = palette_of(ax)
-    _bars(ax, groups["speedup"].agg(["min", "median", "max"]), middle.get("amdahl_bound"), palette)
+    _bars(
+        ax,
+        groups["speedup"].agg(["min", "median", "max"]),
+        middle.get("amdahl_bound"),
+        pruned_of(table),
+        palette,
+    )
     _markers(_beside(ax), middle[qualities], palette)
     return ax
 
@@ -66,7 +74,7 @@ def _beside(ax: Axes) -> Axes:
     return ax.figure.add_subplot(parts[1], sharey=ax)
 
 
-def _bars(ax: Axes, speed: pd.DataFrame, bound: pd.Series | None, palette: Palette) -> None:
+def _bars(ax: Axes, speed: pd.DataFrame, bound: pd.Series | None, pruned: Pruned, palette: Palette) -> None:
     rows = np.arange(len(speed))
     whiskers = np.abs(speed[["min", "max"]].sub(speed["median"], axis=0).T.values)
     colours = [
@@ -74,6 +82,7 @@ def _bars(ax: Axes, speed: pd.DataFrame, bound: pd.Series | None, palette: Palet
     ]
     ax.barh(
         rows, speed["median"], xerr=whiskers, color=colours, height=0.6,
+        hatch=hatches(speed.index, pruned), edgecolor=ax.get_facecolor(), linewidth=0,
         error_kw={"ecolor": palette.text, "elinewidth": 1, "capsize": 2},
     )  # fmt: skip
     ends = float(speed["max"].max())
@@ -82,12 +91,13 @@ def _bars(ax: Axes, speed: pd.DataFrame, bound: pd.Series | None, palette: Palet
         ax.scatter(bound, rows, marker="|", s=180, color=palette.text, label="Amdahl bound")
         ax.legend(**_UNDERNEATH)
     ax.axvline(1, color=palette.dim, linestyle="--", linewidth=1, zorder=0)
-    for row, (value, high) in enumerate(zip(speed["median"], speed["max"], strict=True)):
+    for row, (value, high, colour) in enumerate(zip(speed["median"], speed["max"], colours, strict=True)):
         inside = value > 0.2 * ends  # a shorter bar has no room for its number
         beyond = high if bound is None else np.fmax(high, bound.iloc[row])
         ax.annotate(
             f"{value:.2f}×", (0 if inside else beyond, row), xytext=(6, 0), textcoords="offset points",
             va="center", fontweight="bold", color=ax.get_facecolor() if inside else palette.text,
+            bbox={"facecolor": colour if inside else "none", "edgecolor": "none", "pad": 1.5},
         )  # fmt: skip
     ax.set_yticks(rows, list(speed.index))
     ax.invert_yaxis()

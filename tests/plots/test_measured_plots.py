@@ -8,7 +8,7 @@ import pytest
 import dlm_lens as dl
 from dlm_lens import plots
 from dlm_lens.plots.pareto import pareto_front
-from dlm_lens.plots.policy_styles import family, styles
+from dlm_lens.plots.policy_styles import family, pruned_of, styles
 from dlm_lens.plots.style import LIGHT
 
 
@@ -46,6 +46,49 @@ def test_the_front_is_marked_without_the_oracle(table):
     # The oracle beats all but is no method; random columns are the fastest of the rest.
     front = lines(plots.pareto(table, "accuracy"))["Pareto front"]
     np.testing.assert_allclose(front, [(1.1, 100), (1.5, 100), (1.9, 75), (2.0, 0)])
+
+
+@pytest.fixture
+def pruned(table) -> pd.DataFrame:
+    """The table with two pruned models beside the dense one, as fast and not as good."""
+    parts = [table.assign(model="tiny")]
+    for number, model in enumerate(("Wanda 50%", "Wanda 75%"), 1):
+        worse = {"policy": table["policy"] + f", {model}", "kl": table["kl"] + number}
+        parts.append(table.assign(model=model, **worse))
+    return pd.concat(parts, ignore_index=True)
+
+
+def test_pareto_draws_pruned_models_as_lines_of_their_own(pruned):
+    ax = plots.pareto(pruned)
+    drawn = lines(ax)
+    np.testing.assert_allclose(drawn["PulseCol, Wanda 50%"], [(1.5, 1.01), (1.9, 1.05)])
+    np.testing.assert_allclose(drawn["PulseCol, Wanda 75%"], [(1.5, 2.01), (1.9, 2.05)])
+    looks = {line.get_label(): line for line in ax.lines}
+    for name in ("PulseCol", "Dense", "Random columns"):
+        own = [looks[f"{name}{model}"] for model in ("", ", Wanda 50%", ", Wanda 75%")]
+        assert len({line.get_color() for line in own}) == len({line.get_marker() for line in own}) == 1
+        assert len({line.get_fillstyle() for line in own}) == 3
+        assert len({line.get_linewidth() for line in own}) == 1
+    assert looks["Random columns, Wanda 50%"].get_linewidth() > looks["PulseCol, Wanda 50%"].get_linewidth()
+    with pytest.raises(ValueError, match="lacks the control"):
+        plots.pareto(pruned[~pruned["policy"].str.startswith("Random")])
+
+
+def test_speedups_by_context_draw_pruned_models_against_their_bound(pruned):
+    table = pruned.assign(context=4096, speedup_vs_flash2=pruned["speedup"])
+    ax = plots.speedup_by_context(table[table["policy"].str.match("Dense|PulseCol 80%")])
+    drawn = lines(ax)
+    np.testing.assert_allclose(drawn["PulseCol 80%, Wanda 50%"], [(4096, 1.9)])
+    assert [label for label in drawn if "FlashAttention" in label] == ["PulseCol 80%, over FlashAttention-2"]
+    bounds = [strokes.get_offsets()[0][1] for strokes in ax.collections]
+    assert bounds == [2.2, 1.0, 2.2, 1.0, 2.2]  # of Dense on pruned models too
+
+
+def test_only_rows_that_name_their_model_are_of_a_pruned_one(table, pruned):
+    assert pruned_of(table) == {}
+    found = pruned_of(pd.concat([table, pruned]))  # a table without models first
+    assert found["PulseCol 80%, Wanda 75%"] == ("PulseCol 80%", "Wanda 75%")
+    assert len(found) == 2 * table["policy"].nunique()
 
 
 def test_better_is_up_for_kl_too_and_dense_is_on_the_axis(table):
@@ -154,6 +197,16 @@ def test_amdahl_draws_shares_bounds_and_what_was_reached():
     assert {text.get_text() for text in right.texts} == {"16k", "64k"}
 
 
+def test_amdahl_marks_what_pruned_models_reached():
+    steps = pd.DataFrame({"run": ["64k"], "attention": [3.0], "rest": [1.0]})
+    reached = pd.DataFrame({"run": "64k", "policy": ["SparseD", "SparseD, cut"], "model": ["tiny", "cut"]})
+    _, right = plots.amdahl(steps, reached.assign(sparsity=0.7, speedup=[2.0, 3.0]))
+    own, pruned = right.lines[1:]
+    assert (own.get_color(), own.get_marker()) == (pruned.get_color(), pruned.get_marker())
+    assert own.get_fillstyle() != pruned.get_fillstyle()
+    assert {own.get_linestyle(), pruned.get_linestyle()} == {"None"}
+
+
 def test_amdahl_of_schedules_puts_their_bounds_under_the_curve():
     shape = {"prompt_length": 15360, "gen_length": 1024}
     found = dl.schedule(dl.PulseCol(0.8), 64, "llada-8b", **shape)
@@ -199,6 +252,16 @@ def test_policies_keep_their_looks_and_no_two_are_alike():
     assert [label for label in labels if found[label]["color"] == control] == ["Random columns 80%"]
     many = styles([f"kernel {n}" for n in range(24)], LIGHT)
     assert len({tuple(look.values()) for look in many.values()}) == 24
+
+
+def test_policies_on_pruned_models_look_like_themselves_and_no_two_are_alike():
+    models = [f"Wanda {share}%" for share in range(12)]
+    policies = ["Dense", "PulseCol 80%", "Oracle columns 80%", "Random columns 80%", "Mine"]
+    pruned = {f"{policy}, {model}": (policy, model) for model in models for policy in policies}
+    found = styles([*policies, *pruned], LIGHT, pruned)
+    assert {name: found[name] for name in policies} == styles(policies, LIGHT)
+    assert all(found[label]["color"] == found[policy]["color"] for label, (policy, _) in pruned.items())
+    assert len({tuple(sorted(look.items())) for look in found.values()}) == 5 * 13
 
 
 def test_a_family_is_a_label_without_its_budget():

@@ -84,3 +84,23 @@ def test_axes_without_a_place_to_split_are_refused(table):
     ax = plt.figure().add_axes((0.1, 0.1, 0.8, 0.8))
     with pytest.raises(ValueError, match="splits the place"):
         plots.speedup(table, ax=ax)
+
+
+@pytest.fixture
+def pruned(table) -> pd.DataFrame:
+    """The table with two pruned models beside the dense one."""
+    parts = [table.assign(model="tiny")]
+    for model in ("Wanda 2:4", "sink-aware Wanda 50%"):
+        parts.append(table.assign(model=model, policy=table["policy"] + f", {model}"))
+    return pd.concat(parts, ignore_index=True)
+
+
+def test_bars_of_pruned_models_keep_their_colour_and_are_hatched(table, pruned):
+    ax = plots.speedup(pruned)
+    alone = [bar.get_facecolor() for bar in plots.speedup(table).patches]
+    assert [bar.get_facecolor() for bar in ax.patches] == alone * 3
+    hatches = [bar.get_hatch() or "" for bar in ax.patches]
+    assert hatches[:3] == [""] * 3
+    assert len(set(hatches[3:6])) == len(set(hatches[6:])) == 1
+    assert len({hatches[0], hatches[3], hatches[6]}) == 3
+    assert ax.get_yticklabels()[4].get_text() == "PulseCol 80%, Wanda 2:4"
