@@ -19,6 +19,7 @@ from dlm_lens.byte_sizes import format_bytes
 from dlm_lens.errors import MemoryBudgetError
 from dlm_lens.models import DLM, Spec
 from dlm_lens.models.placement import free_bytes
+from dlm_lens.models.semi_structured import stored_bytes
 from dlm_lens.policies import Policy
 from dlm_lens.policies.held import RunSize
 from dlm_lens.samplers import Sampler
@@ -177,7 +178,7 @@ def run_estimate(model: DLM | Spec, demand: Demand) -> RunEstimate:
     kept, phases = demand.policy.held(demand.size).kept, demand.phases()
     if isinstance(model, Spec):
         return RunEstimate(_weights(model) * demand.size.element, kept, phases, None, demand)
-    weights = sum(p.numel() * p.element_size() for p in model.model.parameters())
+    weights = sum(map(stored_bytes, model.model.parameters()))
     layers = [next(layer.parameters()).device for layer in model.layers]
     shares = {device: count / len(layers) for device, count in Counter(layers).items()}
     free = {device: known for device in shares if (known := free_bytes(device)) is not None}

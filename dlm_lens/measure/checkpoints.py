@@ -14,161 +14,52 @@ the measurement between two rows. ``dlm-lens explore FOLDER.zarr --html FILE.htm
 from __future__ import annotations
 
 import argparse
-import json
 import shutil
 import sys
 import tempfile
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass, field, replace
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
-from statistics import median
 from time import perf_counter
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import torch
 
 import dlm_lens as dl
 from dlm_lens.measure.environment import can_attend, provenance
-from dlm_lens.measure.run_memory import estimate
 from dlm_lens.measure.shapes import SHAPES, random_of_shape
 from dlm_lens.measure.speed import peak_memory
+from dlm_lens.measure.step_bench import Bench, NoAttention, Row, Session, times_of
 from dlm_lens.memory import release
-from dlm_lens.policies import Policy, PolicyRun, RunInfo, StepPlan
-from dlm_lens.whole_file import whole_file
+from dlm_lens.policies import Policy
 
 if TYPE_CHECKING:
-    import pandas as pd
-    from torch import Tensor
-
-    from dlm_lens.attention import StepContext
     from dlm_lens.models import DLM
 
-Row = dict[str, Any]
 STATISTICS = (dl.ColumnMass(), dl.PooledMap(), dl.RowEntropy())
 
 
-@dataclass(frozen=True)
-class NoAttention(Policy):
-    """Everything but attention: its output is the queries."""
-
-    @property
-    def label(self) -> str:
-        return "No attention"
-
-    def start(self, info: RunInfo) -> PolicyRun:
-        return _NoAttentionRun()
-
-
-class _NoAttentionRun(PolicyRun):
-    def plan(self, step: int, tokens: Tensor) -> StepPlan:
-        return StepPlan(step, "dense")
-
-    def attend(self, layer: int, q: Tensor, k: Tensor, v: Tensor, context: StepContext) -> Tensor:
-        return q
-
-
-@dataclass
-class Session:
-    """The rows of one shape, kept in a file from the first on, and the time that is left."""
-
-    options: argparse.Namespace
-    about: dict[str, Any]
-    checkpoint: Row
-    rows: list[Row] = field(default_factory=list)
-    began: float = field(default_factory=perf_counter)
-
-    def add(self, row: Row) -> None:
-        self.rows.append(row)
-        print(_line(row), flush=True)
-        self.keep()
-
-    def keep(self) -> None:
-        if self.options.out:
-            found = {"provenance": self.about, "checkpoint": self.checkpoint, "rows": self.rows}
-            with whole_file(self.options.out) as new:
-                new.write_text(json.dumps(found, indent=1) + "\n", encoding="utf-8")
-
-    @property
-    def over(self) -> bool:
-        return perf_counter() - self.began > 60 * self.options.minutes
-
-
-@dataclass(frozen=True)
-class Bench:
-    """A loaded model, how much it generates, and in how many steps."""
-
-    dlm: DLM
-    gen_length: int
-    steps: int
-
-    def prompt(self, length: int) -> Tensor:
-        random = torch.Generator().manual_seed(0)
-        return torch.randint(3, self.dlm.spec.vocab - 2, (length - self.gen_length,), generator=random)
-
-    def run(self, policy: Policy, length: int, steps: int) -> pd.DataFrame:
-        sampler = dl.LowConfidence(block_length=self.gen_length)
-        common: dict[str, Any] = {"gen_length": self.gen_length, "sampler": sampler, "progress": False}
-        return dl.denoise(self.dlm, self.prompt(length), policy=policy, steps=steps, **common).timings
-
-    def row(self, policy: Policy, length: int, steps: int, *, first: bool = False) -> Row:
-        """A run, its peak beside the estimate; what does not fit says so instead.
-
-        The ``first`` run at a length has one step more, in which layers are compiled for that length: by how many
-        seconds it is longer stands apart.
-        """
-        told = self.told(policy, length)
-        try:
-            with peak_memory(self.dlm.device) as peak:
-                timings = self.run(policy, length, steps + first)
-        except dl.MemoryBudgetError as error:
-            return told | {"error": str(error)}
-        finally:
-            release(self.dlm.device)
-        row = told | _times(timings[int(first) :]) | {"peak_gb": peak[0] / 1e9}
-        if first:
-            row["compile_s"] = max(0.0, (timings["ms"].iloc[0] - timings["ms"].iloc[1:].median()) / 1000)
-        return row
-
-    def told(self, policy: Policy, length: int, statistics: Any = None) -> Row:
-        """What is known of a run before it."""
-        needed = estimate(
-            self.dlm,
-            prompt_length=length - self.gen_length,
-            gen_length=self.gen_length,
-            policy=policy,
-            sampler=dl.LowConfidence(block_length=self.gen_length),
-            statistics=statistics,
+def captured(bench: Bench, length: int, path: Path | None) -> Row:
+    """Two steps with every statistic of all layers and heads, written to ``path``."""
+    told = bench.told(dl.Dense(), length, STATISTICS) | {"job": "capture", "policy": "Dense, captured"}
+    with peak_memory(bench.dlm.device) as peak:
+        trace = dl.capture(
+            bench.dlm,
+            bench.prompt(length),
+            gen_length=bench.gen_length,
+            steps=2,
+            sampler=dl.LowConfidence(block_length=bench.gen_length),
+            statistics=STATISTICS,
+            path=path,
+            memory_budget="1 TB",
+            overwrite=True,
+            progress=False,
         )
-        return {
-            "job": "denoise",
-            "policy": policy.label,
-            "parameters": repr(policy),
-            "context": length,
-            "compiled": self.dlm.compiled,
-            "estimate_gb": needed.total / 1e9,
-        }
-
-    def captured(self, length: int, path: Path | None) -> Row:
-        """Two steps with every statistic of all layers and heads, written to ``path``."""
-        told = self.told(dl.Dense(), length, STATISTICS) | {"job": "capture", "policy": "Dense, captured"}
-        with peak_memory(self.dlm.device) as peak:
-            trace = dl.capture(
-                self.dlm,
-                self.prompt(length),
-                gen_length=self.gen_length,
-                steps=2,
-                sampler=dl.LowConfidence(block_length=self.gen_length),
-                statistics=STATISTICS,
-                path=path,
-                memory_budget="1 TB",
-                overwrite=True,
-                progress=False,
-            )
-        timings = trace.dataset[["kind", "step_ms"]].rename(step_ms="ms").to_dataframe()
-        release(self.dlm.device)
-        return told | _times(timings) | {"peak_gb": peak[0] / 1e9}
+    timings = trace.dataset[["kind", "step_ms"]].rename(step_ms="ms").to_dataframe()
+    release(bench.dlm.device)
+    return told | times_of(timings) | {"peak_gb": peak[0] / 1e9}
 
 
 def line_up(family: str, *, flash: bool) -> list[Policy]:
@@ -225,7 +116,7 @@ def measure(options: argparse.Namespace) -> Session:
     longest = max([*options.lengths, *options.longest])
     with checkpoint_of(options.shape, longest, options.folder) as (dlm, checkpoint):
         about = provenance(dlm, seed=0) | {"shape": options.shape, "model": f"random-{options.shape}"}
-        session = Session(options, about, checkpoint)
+        session = Session(options, about, {"checkpoint": checkpoint})
         print("  ".join(f"{name} {_short(value)}" for name, value in checkpoint.items()), flush=True)
         session.keep()
         bench = Bench(dlm, options.gen_length, options.steps)
@@ -253,8 +144,8 @@ def _todo(bench: Bench, options: argparse.Namespace) -> list[Callable[[], Row]]:
             warm = length == options.lengths[0] and at > 0
             rows.append(partial(_second, partial(bench.row, policy, length, 4), row) if warm else row)
         if length == options.capture:
-            warming = partial(bench.captured, min(options.lengths), None)
-            rows.append(partial(_second, warming, partial(bench.captured, length, options.trace)))
+            warming = partial(captured, bench, min(options.lengths), None)
+            rows.append(partial(_second, warming, partial(captured, bench, length, options.trace)))
     return rows
 
 
@@ -276,18 +167,6 @@ def _jobs(bench: Bench, length: int, *, few: bool) -> list[tuple[Policy, int]]:
     return [jobs[0], (NoAttention(), 3), *jobs[1:-1], (jobs[-1][0], 2)]
 
 
-def _times(timings: pd.DataFrame) -> Row:
-    kinds = {kind: list(map(float, ms)) for kind, ms in timings.groupby("kind")["ms"]}
-    return {
-        "ms": {
-            str(kind): {"median": median(ms), "low": min(ms), "high": max(ms), "steps": len(ms)}
-            for kind, ms in kinds.items()
-        },
-        "steps": len(timings),
-        "total_ms": float(timings["ms"].sum()),
-    }
-
-
 def _wait(device: torch.device) -> None:
     if device.type == "cuda":
         torch.cuda.synchronize(device)
@@ -295,17 +174,6 @@ def _wait(device: torch.device) -> None:
 
 def _short(value: object) -> str:
     return f"{value:.1f}" if isinstance(value, float) else str(value)
-
-
-def _line(row: Row) -> str:
-    name = row["policy"] + ("" if row["compiled"] else ", not compiled")
-    start = f"{row['context']:7,} {name:34s}"
-    if "error" in row:
-        return f"{start} {row['error']}"
-    kinds = ", ".join(f"{kind} {ms['median']:.1f}" for kind, ms in row["ms"].items())
-    memory = f"{row['peak_gb']:.1f} GB ({row['estimate_gb']:.1f} estimated)"
-    apart = f"   compiled in {row['compile_s']:.1f} s" if "compile_s" in row else ""
-    return f"{start}{row['steps']:3} steps {row['total_ms'] / 1000:7.1f} s   {memory}   ms: {kinds}{apart}"
 
 
 def main(arguments: list[str] | None = None) -> int:

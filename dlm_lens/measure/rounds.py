@@ -19,6 +19,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 from dlm_lens.errors import DlmLensError
+from dlm_lens.models.semi_structured import dense_weight
 from dlm_lens.whole_file import whole_file
 
 if TYPE_CHECKING:
@@ -160,9 +161,12 @@ def fingerprint(*values: Any) -> str:
 
 
 def weights_fingerprint(dlm: DLM) -> str:
-    """A digest of a few values of every weight: pruning or training a model further changes it."""
+    """A digest of a few values of every weight: pruning or training a model further changes it.
+
+    So does storing weights as 2:4: what is measured with them takes another time.
+    """
     samples = []
     for parameter in dlm.model.parameters():
-        flat = parameter.detach().reshape(-1)
+        flat = dense_weight(parameter.detach()).reshape(-1)
         samples.append(flat[:: max(1, len(flat) // 64)][:64].float().cpu())
-    return fingerprint(*samples)
+    return fingerprint(*samples, *(["2:4"] if dlm.is_semi_structured else []))

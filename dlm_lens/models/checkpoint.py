@@ -12,9 +12,11 @@ from typing import TYPE_CHECKING, Any
 import torch
 from huggingface_hub import save_torch_state_dict
 from safetensors import SafetensorError, safe_open
+from torch import Tensor
 from tqdm.auto import tqdm
 
 from dlm_lens.errors import CheckpointError
+from dlm_lens.models.semi_structured import dense_weight, is_semi_structured
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
@@ -30,17 +32,23 @@ def save_weights(
 ) -> None:
     """Write ``config`` and the model's weights, renamed, as safetensors shards with an index where there are several.
 
-    A tied output head is not written twice.
+    A tied output head is not written twice, and 2:4 weights are written as the dense matrices that they are.
     """
     folder.mkdir(parents=True, exist_ok=True)
     state = {
-        rename(name): tensor.detach().contiguous()
+        rename(name): _written(tensor)
         for name, tensor in model.state_dict().items()
         if not (name == "lm_head.weight" and model.config.tie_word_embeddings)
     }
     save_torch_state_dict(state, folder, max_shard_size=max_shard_size, safe_serialization=True)
     dtype = str(next(iter(state.values())).dtype).removeprefix("torch.")
     (folder / "config.json").write_text(json.dumps({**config, "torch_dtype": dtype}, indent=2) + "\n")
+
+
+def _written(weight: Tensor) -> Tensor:
+    if is_semi_structured(weight):  # to the CPU, or the GPU would hold the whole model a second time
+        return dense_weight(weight).cpu()
+    return weight.detach().contiguous()
 
 
 @dataclass(frozen=True)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -10,6 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from dlm_lens.errors import DlmLensError
+from dlm_lens.models import semi_structured
 from dlm_lens.models.checkpoint import save_weights
 from dlm_lens.models.chunked_mlp import ChunkedMLP
 from dlm_lens.models.family import Family
@@ -189,7 +191,18 @@ class DLM:
             self.tokenizer.save_pretrained(folder)
 
     def to(self, device: torch.device | str | None = None, dtype: torch.dtype | None = None) -> DLM:
-        """This model moved or converted, in place. RoPE frequencies stay in float32 whatever ``dtype``."""
+        """This model moved or converted, in place. RoPE frequencies stay in float32 whatever ``dtype``.
+
+        2:4 weights stay where and what they are: another ``device`` or ``dtype`` is a ``ValueError`` then.
+        """
+        if self.is_semi_structured:
+            elsewhere = device is not None and torch.device(device) != self.device
+            if elsewhere or dtype not in (None, self.dtype):
+                raise ValueError(
+                    f"{self.spec.name!r} holds 2:4 weights in {self.dtype} on {self.device}, which are not moved or"
+                    f" converted (asked for: device={device}, dtype={dtype}); call dlm.densify() first"
+                )
+            return self
         if device is not None:
             if len(self.devices) > 1:
                 raise ValueError(
@@ -219,6 +232,37 @@ class DLM:
     def compiled(self) -> bool:
         """Whether layers are compiled."""
         return any(layer._compiled_call_impl is not None for layer in self.layers)
+
+    def semi_structured(self, positions: int = 4096) -> DLM:
+        """This model with the 2:4 weights of its layers stored as such, in place, to run on sparse tensor cores.
+
+        For a model pruned by :func:`dlm_lens.prune` with ``pattern="2:4"``, on one GPU in bf16 or fp16. Every matrix of
+        every layer must be 2:4, or nothing is converted. The weights are the same and :meth:`densify` gives them back;
+        outputs differ by rounding.
+
+        cuSPARSELt multiplies them by one of some twenty algorithms. For each shape of matrix, the fastest for so many
+        ``positions`` (rows × length) is looked for, up to a second each; call again for others. A call costs half a
+        millisecond on the CPU besides, so that at short contexts launching takes longer than computing. Steps of
+        ``Dense()`` therefore run as a CUDA graph where they compute at most 16,384 positions without padding and
+        nothing is recorded, also with compiled layers. Steps of other policies do not: below some 8,192 positions they
+        take longer than with dense weights.
+
+        Raises ``ValueError`` for a CPU, several GPUs, a GPU before Ampere, other dtypes, a PyTorch without cuSPARSELt,
+        a matrix whose sides are no multiples of 16, and one that is not 2:4, naming the first group that is not.
+        """
+        semi_structured.convert(self, positions)
+        return self
+
+    def densify(self) -> DLM:
+        """This model with all weights stored as dense matrices again, in place; undoes :meth:`semi_structured`."""
+        semi_structured.densify(self.layers)
+        return self
+
+    @property
+    def is_semi_structured(self) -> bool:
+        """Whether layers hold their weights as 2:4."""
+        linears = semi_structured.linears_of(self.layers)
+        return any(semi_structured.is_semi_structured(linear.weight) for _, linear in linears)
 
     def chunk_mlp(self, positions: int | None = 8192) -> DLM:
         """This model with its MLPs computed for so many positions at a time, in place; None for all at once.
@@ -250,6 +294,14 @@ class DLM:
         """The positions that MLPs compute at a time; None for all."""
         mlp = getattr(self.layers[0], "mlp", None)
         return mlp.positions if isinstance(mlp, ChunkedMLP) else None
+
+    def __deepcopy__(self, memo: dict[int, Any]) -> DLM:
+        memo.update(semi_structured.copies(self.layers))
+        copied = object.__new__(type(self))
+        memo[id(self)] = copied
+        for name, value in vars(self).items():
+            setattr(copied, name, copy.deepcopy(value, memo))
+        return copied
 
     def __repr__(self) -> str:
         spec = self.spec

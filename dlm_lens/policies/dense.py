@@ -47,7 +47,7 @@ class Dense(Policy):
 
     def start(self, info: RunInfo) -> PolicyRun:
         if self.backend is None:
-            return _DenseRun()
+            return DenseRun()
         if self.backend != "math" and info.device.type != "cuda":
             raise ValueError(
                 f"backend={self.backend!r} needs a CUDA device, but the model is on {info.device};"
@@ -56,7 +56,9 @@ class Dense(Policy):
         return _ForcedRun(self.backend)
 
 
-class _DenseRun(PolicyRun):
+class DenseRun(PolicyRun):
+    """A run that remembers nothing: every step is the same work on other tokens."""
+
     def plan(self, step: int, tokens: Tensor) -> StepPlan:
         return StepPlan(step, "dense")
 
@@ -67,7 +69,7 @@ class _DenseRun(PolicyRun):
         return out
 
 
-class _ForcedRun(_DenseRun):
+class _ForcedRun(DenseRun):
     """A run on one backend only."""
 
     def __init__(self, name: str) -> None:

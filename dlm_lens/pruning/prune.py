@@ -201,6 +201,10 @@ class _How:
 
     def check(self, dlm: DLM) -> None:
         """Raise ValueError if some layer cannot be pruned so."""
+        if dlm.is_semi_structured:
+            raise ValueError(
+                f"{dlm.spec.name!r} is pruned already: its weights are 2:4; prune the model it was made from"
+            )
         if isinstance(self.amount, Structure):
             self.amount.check(dlm)
         for index, layer in enumerate(dlm.layers):

@@ -8,6 +8,7 @@ import pytest
 import dlm_lens as dl
 from dlm_lens.measure import checkpoints
 from dlm_lens.measure.shapes import SHAPES
+from dlm_lens.measure.step_bench import line_of
 
 
 @pytest.fixture
@@ -53,4 +54,4 @@ def test_what_does_not_fit_says_so(random_dlm, monkeypatch):
     monkeypatch.setattr(dl, "denoise", refuse)
     row = checkpoints.Bench(random_dlm, 8, 4).row(dl.Dense(), 16, 4)
     assert row["error"] == "too much"
-    assert "too much" in checkpoints._line(row)
+    assert "too much" in line_of(row)

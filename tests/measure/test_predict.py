@@ -9,7 +9,7 @@ import dlm_lens as dl
 from dlm_lens.attention import StepContext
 from dlm_lens.measure.predict import mask_token, negative_log_likelihood, predict
 from dlm_lens.policies import PolicyRun, RunInfo, StepPlan
-from dlm_lens.policies.dense import _DenseRun
+from dlm_lens.policies.dense import DenseRun
 
 POLICIES = [dl.PulseCol(sparsity=0.5, group_size=4), dl.RandomColumns(sparsity=0.5, group_size=4)]
 
@@ -85,7 +85,7 @@ class FirstHalf(dl.Dense):
     """Computes half of the positions only."""
 
     def start(self, info: RunInfo) -> PolicyRun:
-        class Run(_DenseRun):
+        class Run(DenseRun):
             def plan(self, step, tokens):
                 return StepPlan(step, "dense", queries=torch.arange(info.length // 2)[None])
 
