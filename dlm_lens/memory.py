@@ -240,9 +240,9 @@ def advice(needed: RunEstimate) -> str:
 
 
 def release(device: torch.device) -> None:
-    """Give back what a run has left, so that the next begins with all the memory that nobody holds."""
-    gc.collect()
+    """Give back what a run has left on a GPU, so that the next begins with all the memory that nobody holds."""
     if device.type == "cuda":
+        gc.collect()
         torch.cuda.empty_cache()
 
 

@@ -56,6 +56,7 @@ def matrix_rows(
     return rows
 
 
+@torch.no_grad()
 def output_error(linear: nn.Linear, dense: Tensor, positions: int = 512) -> Row:
     """How far the output of a matrix is from that of its ``dense`` weights in float64, beside the dense product's own.
 

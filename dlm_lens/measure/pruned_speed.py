@@ -57,8 +57,8 @@ def build(options: argparse.Namespace, facts: Row) -> dict[str, DLM]:
     """The dense model and what it is pruned to, by name; ``facts`` say what each is, and why one is missing."""
     dense = random_of_shape(options.shape, max(options.lengths))
     models = {DENSE: dense}
-    tokens = torch.randint(3, dense.spec.vocab - 2, (64,), generator=torch.Generator().manual_seed(0))
-    calibration = Calibration(tokens, samples=1, length=64, times=(25,))
+    tokens = torch.randint(3, dense.spec.vocab - 2, (16,), generator=torch.Generator().manual_seed(0))
+    calibration = Calibration(tokens, samples=1, length=16, times=(25,))
     facts |= {"models": {}, "skipped": {}}
     for name, amount in PRUNED.items():
         began = perf_counter()

@@ -174,19 +174,10 @@ def test_it_is_pruned_already(converted):
 
 
 @pytest.mark.parametrize(
-    "policy",
-    [
-        dl.Dense(),
-        dl.PulseCol(group_size=16),
-        dl.SparseD(block_size=16),
-        dl.WindowDiffusion(),
-        dl.SinkAwareKV(),
-        dl.FastDLLM(),
-    ],
-    ids=lambda policy: policy.label,
+    "policy", [dl.Dense(), dl.PulseCol(group_size=16), dl.WindowDiffusion()], ids=lambda policy: policy.label
 )
 def test_it_denoises_as_the_dense_weights_do(converted, policy):
-    run = {"gen_length": 8, "steps": 8, "policy": policy, "progress": False}
+    run = {"gen_length": 8, "steps": 4, "policy": policy, "progress": False}
     for rows in (1, 2):
         ours, theirs = (dl.denoise(each, ids(each, rows), **run).tokens for each in converted)
         assert torch.equal(ours, theirs)
