@@ -38,17 +38,7 @@ import dlm_lens as dl
 from dlm_lens.denoising import default_sampler
 from dlm_lens.measure.environment import provenance
 from dlm_lens.measure.policy_table import code_prompts
-from dlm_lens.measure.sink_readings import (
-    AVERAGES,
-    GIVEN,
-    NEWEST,
-    PAPER,
-    READINGS,
-    of_denoising,
-    of_growing,
-    read,
-    stacked,
-)
+from dlm_lens.measure.sink_readings import AVERAGES, READ, READINGS, of_denoising, of_growing, read, stacked
 from dlm_lens.samplers import Candidates, Commitment, Sampler
 from dlm_lens.trace import Trace
 from dlm_lens.whole_file import whole_file
@@ -100,7 +90,8 @@ def sink_movement(
     Returns, over (text, run, seed, reading, average): ``spatial`` (even shares²) and ``temporal`` variance
     (positions²), ``centroid`` (position, mean over steps), ``persistence`` (share of the sinks that are sinks at the
     next step), ``lifetime`` (steps, mean over the keys that are sinks at any), ``count`` of sinks (per step) and
-    ``first`` (share of steps at which the first key is one). ``average`` "mean of heads" averages attention first;
+    ``first`` (share of steps at which the first key is one). Not every reading has them all
+    (:data:`dlm_lens.measure.sink_readings.READ`). ``average`` "mean of heads" averages attention first;
     "head by head" reads every head and takes the median of variances and the mean of the rest. ``heads_spatial``,
     ``heads_temporal`` and ``heads_persistence`` (text, run, seed, layer, head) are of the reading "all keys", and
     ``restless`` (text, pair, seed, reading) is the share of pairs of a head of either model in which the diffusion
@@ -110,15 +101,14 @@ def sink_movement(
     given or to arrive.
     """
     _check(diffusion, causal, texts, given, steps, seeds)
-    options = {"given": given, "steps": steps, "temperature": temperature, "layers": layers}
-    found: xr.Dataset | None = None
+    options: dict[str, Any] = {"given": given, "steps": steps, "temperature": temperature, "layers": layers}
+    parts: list[xr.Dataset] = []
     for number, text in enumerate(tqdm(texts, desc="Sinks", unit="text", disable=not progress)):
-        part = _of_text(diffusion, causal, text, range(number * seeds, (number + 1) * seeds), **options)
-        part = part.expand_dims(text=[number])
-        found = part if found is None else xr.concat([found, part], "text")
+        own_seeds = range(number * seeds, (number + 1) * seeds)
+        parts.append(_of_text(diffusion, causal, text, own_seeds, **options).expand_dims(text=[number]))
         if on_text is not None:
-            on_text(found)
-    return found
+            on_text(xr.concat(parts, "text"))
+    return xr.concat(parts, "text")
 
 
 def even_movement(length: int, given: int, steps: int) -> xr.Dataset:
@@ -156,7 +146,7 @@ def _of_text(
         return of_growing(maps, given, bounds)
 
     ranks = torch.arange(rest.shape[1])
-    own = replace(default_sampler(diffusion.spec, rest.shape[1]), temperature=temperature)  # type: ignore[call-arg]
+    own = replace(default_sampler(diffusion.spec, rest.shape[1]), temperature=temperature)  # type: ignore[type-var]
     found: dict[str, list[dict[str, np.ndarray]]] = {name: [] for name in RUNS}
     for seed in seeds:
         written = denoised(own, seed)
@@ -203,7 +193,8 @@ def _more_often(moving: xr.DataArray, still: xr.DataArray) -> xr.DataArray:
     """How often a head of one model moves more than one of the other, of all pairs; heads without sinks do not move."""
     one = moving.stack(one=("layer", "head")).reset_index("one", drop=True).fillna(0.0)
     other = still.stack(other=("layer", "head")).reset_index("other", drop=True).fillna(0.0)
-    return ((np.sign(one - other) + 1) / 2).mean(("one", "other"))
+    order: xr.DataArray = xr.where(one > other, 1.0, xr.where(one == other, 0.5, 0.0))
+    return order.mean(("one", "other"))
 
 
 def _check(diffusion: DLM, causal: DLM, texts: Tensor, given: int, steps: int, seeds: int) -> None:
@@ -230,25 +221,19 @@ def _check(diffusion: DLM, causal: DLM, texts: Tensor, given: int, steps: int, s
         raise ValueError(f"seeds={seeds} must be at least 1")
 
 
-_KEPT: dict[str, tuple[str, ...]] = {
-    "spatial": tuple(name for name in READINGS if "κ" not in name),  # which does not depend on it
-    "temporal": READINGS,
-    "persistence": (PAPER, GIVEN, NEWEST),
-    **dict.fromkeys(("centroid", "lifetime", "count", "first"), (PAPER,)),
-}
 _HEADS = ("heads_spatial", "heads_temporal", "heads_persistence")
 
 
 def save_movement(found: xr.Dataset, about: dict[str, Any], path: Path) -> None:
     """Write what :func:`sink_movement` found as JSON, whole or not at all, to three significant digits.
 
-    To keep it small, some readings of some variables are left out, and heads are means over texts and seeds.
+    Heads are means over texts and seeds there.
     """
     runs: dict[str, Any] = {}
     for name in RUNS:
         run = found.sel(run=name).isel(seed=slice(1 if name in SEEDLESS else None))
         run = run.transpose("text", "seed", "reading", "average", ...)
-        kept = {variable: run[variable].sel(reading=list(readings)) for variable, readings in _KEPT.items()}
+        kept = {variable: run[variable].sel(reading=list(readings)) for variable, readings in READ.items()}
         heads = {variable: run[variable].mean(("text", "seed")) for variable in _HEADS}
         runs[name] = {variable: _listed(values) for variable, values in (kept | heads).items()}
     restless = found["restless"].transpose("pair", "text", "seed", "reading")
@@ -280,7 +265,7 @@ def open_movement(path: Path) -> xr.Dataset:
 
     parts = []
     for run in stored["runs"].values():
-        kept = {name: array(run[name], readings, "average") for name, readings in _KEPT.items()}
+        kept = {name: array(run[name], readings, "average") for name, readings in READ.items()}
         whole = {name: values.reindex(reading=list(READINGS)) for name, values in kept.items()}
         heads = {name: (("layer", "head"), np.array(run[name], dtype=float)) for name in _HEADS}
         parts.append(xr.Dataset(whole | heads))

@@ -14,7 +14,7 @@ Readings are what mass is looked at, and with which threshold:
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from itertools import pairwise
 from typing import Any
 
@@ -28,6 +28,13 @@ PAPER, EVEN = "all keys", "over even attention"
 GIVEN, NEWEST = "given keys", "given keys, newest queries"
 READINGS = (PAPER, "κ = 1", "κ = 3", "without the first key", EVEN, GIVEN, NEWEST)
 AVERAGES = ("mean of heads", "head by head")
+READ: dict[str, tuple[str, ...]] = {
+    "spatial": tuple(name for name in READINGS if "κ" not in name),  # which does not depend on it
+    "temporal": READINGS,
+    "persistence": (PAPER, GIVEN, NEWEST),
+    **dict.fromkeys(("centroid", "lifetime", "count", "first"), (PAPER,)),
+}
+"""Of which readings a variable is taken; in all others it is NaN."""
 
 
 def of_denoising(trace: Trace, given: int) -> dict[str, np.ndarray]:
@@ -81,12 +88,12 @@ def read(masses: Mapping[str, np.ndarray], causal: bool) -> xr.Dataset:
         NEWEST: (masses[NEWEST], {}),
     }
     parts, heads = [], []
-    for mass, how in ways.values():
+    for name, (mass, how) in ways.items():
         trace = _trace_of(mass, causal)
-        merged = _described(trace, how, per_head=False)
-        apart = _described(trace, how, per_head=True)
-        variances = apart[["spatial", "temporal"]].median(("layer", "head"))
-        middle = apart.drop_vars(["spatial", "temporal"]).mean(("layer", "head")).merge(variances)
+        wanted = [variable for variable, readings in READ.items() if name in readings]
+        merged = _described(trace, wanted, how, per_head=False)
+        apart = _described(trace, wanted, how, per_head=True)
+        middle = apart.map(_over_heads)
         parts.append(xr.concat([merged, middle], "average").assign_coords(average=list(AVERAGES)))
         heads.append(apart)
     readings = {"reading": list(READINGS)}
@@ -96,21 +103,26 @@ def read(masses: Mapping[str, np.ndarray], causal: bool) -> xr.Dataset:
     return found.assign(own).assign(temporal_of_heads=temporal)
 
 
-def _described(trace: Trace, how: dict[str, Any], per_head: bool) -> xr.Dataset:
-    members = metrics.sinks(trace, per_head=per_head, **how)
-    centroid = metrics.sink_centroid(trace, per_head=per_head, **how)
-    over_even = how.get("over_even", False)
-    return xr.Dataset(
-        {
-            "spatial": metrics.spatial_variance(trace, per_head, over_even),
-            "temporal": centroid.var("step"),
-            "centroid": centroid.mean("step"),
-            "persistence": metrics.sink_persistence(trace, per_head=per_head, **how),
-            "lifetime": metrics.sink_lifetime(trace, per_head=per_head, **how).mean("position"),
-            "count": members.sum("position").mean("step"),
-            "first": members.isel(position=0, drop=True).mean("step"),
-        }
-    )
+def _over_heads(values: xr.DataArray) -> xr.DataArray:
+    """The median of variances, which differ by orders of magnitude, and the mean of all else."""
+    both = ("layer", "head")
+    return values.median(both) if values.name in ("spatial", "temporal") else values.mean(both)
+
+
+def _described(trace: Trace, wanted: list[str], how: dict[str, Any], per_head: bool) -> xr.Dataset:
+    """The variables ``wanted``, each by its metric."""
+    how = how | {"per_head": per_head}
+    spatial = {name: value for name, value in how.items() if name != "kappa"}
+    makers: dict[str, Callable[[], xr.DataArray]] = {
+        "spatial": lambda: metrics.spatial_variance(trace, **spatial),
+        "temporal": lambda: metrics.temporal_variance(trace, **how),
+        "persistence": lambda: metrics.sink_persistence(trace, **how),
+        "centroid": lambda: metrics.sink_centroid(trace, **how).mean("step"),
+        "lifetime": lambda: metrics.sink_lifetime(trace, **how).mean("position"),
+        "count": lambda: metrics.sinks(trace, **how).sum("position").mean("step"),
+        "first": lambda: metrics.sinks(trace, **how).isel(position=0, drop=True).mean("step"),
+    }
+    return xr.Dataset({name: makers[name]() for name in wanted})
 
 
 def _trace_of(mass: np.ndarray, causal: bool) -> Trace:

@@ -53,11 +53,11 @@ def bootstrap_interval(
 
 def _redrawn(values: np.ndarray, levels: int, generator: np.random.Generator) -> np.ndarray:
     """The mean of a draw: groups with replacement, then what is within each of them."""
-    index = [generator.integers(values.shape[0], size=values.shape[0])]
-    for level in range(1, levels):
-        index = [drawn[..., None] for drawn in index]
-        index.append(generator.integers(values.shape[level], size=values.shape[: level + 1]))
-    return _mean(values[tuple(index)], levels)
+    index: tuple[np.ndarray, ...] = ()
+    for level in range(levels):
+        drawn = generator.integers(0, values.shape[level], size=values.shape[: level + 1])
+        index = (*(outer[..., None] for outer in index), drawn)
+    return _mean(values[index], levels)
 
 
 def _mean(values: np.ndarray, levels: int) -> np.ndarray:
