@@ -41,9 +41,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
         return INTERRUPTED
 
 
-def _load(options: argparse.Namespace) -> dl.DLM:
+def _load(options: argparse.Namespace, name: str | None = None) -> dl.DLM:
     return dl.load(
-        options.model,
+        name or options.model,
         device=options.device,
         dtype=options.dtype,
         device_map=options.device_map,
@@ -109,6 +109,7 @@ def _compare(options: argparse.Namespace) -> int:
             dlm,
             _prompt(options.prompt),
             policies,
+            pruned=[_load(options, name) for name in options.pruned],
             gen_length=options.gen_length,
             steps=options.steps,
             sampler=_sampler(options.sampler, options.gen_length),

@@ -50,6 +50,13 @@ def parser() -> argparse.ArgumentParser:
         default=["dense", "pulsecol"],
         help=f"comma-separated, of {', '.join(POLICIES)} (dense,pulsecol; dense and random are always added)",
     )
+    compare.add_argument(
+        "--pruned",
+        nargs="+",
+        default=[],
+        metavar="FOLDER",
+        help="pruned models to measure beside --model, alone and with every policy",
+    )
     compare.add_argument("--repeats", type=int, default=1, help="timed runs of each policy (%(default)s)")
     compare.add_argument("--tasks", type=int, default=0, metavar="N", help="also ask N retrieval questions")
     compare.add_argument("--out", type=Path, help="table to write: .csv, or .json with its provenance")

@@ -101,6 +101,19 @@ def test_compare_takes_every_policy(capsys):
         assert policy_of(name, 0.75 if budget_of(name) else None).label in text
 
 
+def test_compare_measures_pruned_models_beside_the_dense_one(tmp_path, capsys):
+    dl.load("tiny", device="cpu").save(tmp_path / "copy")
+    out = tmp_path / "compare.json"
+    command = ["compare", *RUN, "--policies", "dense", "--out", str(out), "--pruned"]
+    assert main([*command, str(tmp_path / "copy")]) == 0
+    assert "matrices ×" in capsys.readouterr().out
+    stored = json.loads(out.read_text())
+    assert [row["policy"] for row in stored["rows"]] == ["Dense", "Dense, copy"]
+    assert [row["token_agreement"] for row in stored["rows"]] == [1, 1]
+    assert stored["provenance"]["pruned"] == {"copy": str(tmp_path / "copy")}
+    assert "nowhere" in refused(capsys, *command, tmp_path / "nowhere")
+
+
 def test_compare_goes_on_from_its_folder(tmp_path, capsys, monkeypatch):
     command = ["compare", *RUN, "--path", str(tmp_path / "kept"), "--audit"]
     assert main(command) == 0

@@ -121,6 +121,8 @@ def compare(
     record = provenance(dlm, seed=seed)
     flash2 = can_attend(dlm, "flash") and record["dense_backend"] != FLASH2
     sets, models = prompt_sets(prompts), pruned_models(dlm, pruned)
+    if models:
+        record["pruned"] = {name: model.spec.name for name, model in models.items()}
     control = control and not dlm.spec.causal
     entries = entries_of(dlm, policies, control=control, flash2=flash2, pruned=models)
     what = _Comparison(

@@ -19,7 +19,6 @@ _QUALITIES = {
 }
 _UNDERNEATH: dict[str, Any] = {
     "loc": "upper center",
-    "bbox_to_anchor": (0.5, -0.28),
     "ncols": 3,
     "fontsize": "small",
     "handletextpad": 0.2,
@@ -51,7 +50,8 @@ def speedup(table: pd.DataFrame, *, ax: Axes | None = None) -> Axes:
     groups = table.groupby("policy", sort=False)
     middle = groups.median(numeric_only=True)
 
-    ax = axes_or_new(ax, (9, 1.6 + 0.42 * len(middle)))
+    longest = max(len(str(label)) for label in middle.index)  # as labels of pruned models are
+    ax = axes_or_new(ax, (9 + 0.1 * max(0, longest - 28), 1.6 + 0.42 * len(middle)))
     palette = palette_of(ax)
     _bars(
         ax,
@@ -89,7 +89,7 @@ def _bars(ax: Axes, speed: pd.DataFrame, bound: pd.Series | None, pruned: Pruned
     if bound is not None:
         ends = max(ends, float(bound.fillna(0).max()))
         ax.scatter(bound, rows, marker="|", s=180, color=palette.text, label="Amdahl bound")
-        ax.legend(**_UNDERNEATH)
+        ax.legend(**_UNDERNEATH, bbox_to_anchor=(0.5, -1.4 / (len(speed) + 1)))
     ax.axvline(1, color=palette.dim, linestyle="--", linewidth=1, zorder=0)
     for row, (value, high, colour) in enumerate(zip(speed["median"], speed["max"], colours, strict=True)):
         inside = value > 0.2 * ends  # a shorter bar has no room for its number
@@ -117,4 +117,4 @@ def _markers(ax: Axes, quality: pd.DataFrame, palette: Palette) -> None:
     ax.tick_params(labelleft=False, left=False)
     ax.spines["left"].set_visible(False)
     dress(ax, "What is left of the quality", "% (higher is better)", "")
-    ax.legend(**_UNDERNEATH)
+    ax.legend(**_UNDERNEATH, bbox_to_anchor=(0.5, -1.4 / (len(quality) + 1)))
