@@ -94,7 +94,8 @@ def compare(
     ``accuracy``           share of ``tasks`` answered exactly; NaN without tasks
     ``projected``          False: every number was measured
     ``model``              with ``pruned``: what ran, the dense model's name or that of a pruned one
-    ``linear_ms``          then: median milliseconds that the matrices of its layers take for the context, timed apart
+    ``linear_ms``          then: median milliseconds that the matrices of its layers take for the context and batch,
+                           timed apart, as called one by one
     ``linear_speedup``     then: that of the dense model / that of this one, in the same repetition
     ``weight_sparsity``    then: share of the dense layers' matrix weights that is zero or gone
     ``audit``              with ``audit=True``: name of the trace of this policy and prompt set, or None

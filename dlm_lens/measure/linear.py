@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor, nn
 
+from dlm_lens.models.semi_structured import dense_weight, is_semi_structured, linears_of
 from dlm_lens.progress import Progress
 
 if TYPE_CHECKING:
@@ -21,21 +22,23 @@ _PASSES = 5
 
 def matrices_of(dlm: DLM) -> list[nn.Linear]:
     """All matrices of the layers, first to last. Embeddings and head are none of them."""
-    return [module for layer in dlm.layers for module in layer.modules() if isinstance(module, nn.Linear)]
+    return [linear for _, linear in linears_of(dlm.layers)]
 
 
 def matrix_cost(dlm: DLM) -> float:
-    """The share of the multiply-adds of the layers' matrices that is done.
+    """The share of the multiply-adds of the layers' matrices that is done: 1/2 of those that are stored as 2:4.
 
-    1, whatever is zero, for zeros are multiplied like any other number.
+    Other zeros are multiplied like any number.
     """
-    return 1.0
+    sizes = [linear.weight.numel() for linear in matrices_of(dlm)]
+    halves = [is_semi_structured(linear.weight) for linear in matrices_of(dlm)]
+    return sum(size / 2 if half else size for size, half in zip(sizes, halves, strict=True)) / sum(sizes)
 
 
 def weight_sparsity(dlm: DLM, dense: DLM) -> float:
     """The share of the weights of the ``dense`` model's layer matrices that is zero or missing in ``dlm``."""
     weights = sum(linear.weight.numel() for linear in matrices_of(dense))
-    return 1 - sum(int(linear.weight.count_nonzero()) for linear in matrices_of(dlm)) / weights
+    return 1 - sum(int(dense_weight(linear.weight).count_nonzero()) for linear in matrices_of(dlm)) / weights
 
 
 @torch.no_grad()
@@ -44,8 +47,9 @@ def linear_ms(
 ) -> dict[str, float]:
     """Median milliseconds that all matrices of the layers of each model take for ``batch`` × ``length`` positions.
 
-    One after the other on random numbers, without what lies between them. Models take turns, every other pass in the
-    opposite order. ``told`` may be a function, told after every pass of a model: a chance to end the run.
+    One after the other on random numbers, without what lies between them; launching their kernels is part of it.
+    Models take turns, every other pass in the opposite order. ``told`` may be a function, told after every pass of a
+    model: a chance to end the run.
     """
     passes = 1 + _PASSES
     widest = max(linear.in_features for dlm in models.values() for linear in matrices_of(dlm))

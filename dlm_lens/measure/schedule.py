@@ -10,11 +10,13 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor
 
+from dlm_lens.measure.linear import matrix_cost
 from dlm_lens.measure.shapes import spec_of
+from dlm_lens.models import DLM
 from dlm_lens.policies import Dense, Policy, RunInfo, StepPlan
 
 if TYPE_CHECKING:
-    from dlm_lens.models import DLM, Spec
+    from dlm_lens.models import Spec
 
 
 @dataclass(frozen=True)
@@ -96,7 +98,8 @@ def schedule(
     Parameters
     ----------
     policy : what plans the steps.
-    model : a model, its ``Spec``, or the name of a shape: ``"llada-8b"``, ``"dream-7b"`` or ``"tiny"``.
+    model : a model, its ``Spec``, or the name of a shape: ``"llada-8b"``, ``"dream-7b"`` or ``"tiny"``. Weights that a
+        model stores as 2:4 count half.
     prompt_length, gen_length : positions of the prompt and of the generation.
 
     Policies that look at what is decided already plan on a simulated run, in which tokens are decided from left to
@@ -123,7 +126,8 @@ def schedule(
     decided_at = torch.full((1, info.length), -1)
     decided_at[:, prompt_length:] = torch.arange(gen_length) * steps // gen_length
     works = list(replay(policy, info, tokens, decided_at, steps))
-    return schedule_of(policy, works, spec, length=info.length, gen_length=gen_length)
+    cost = matrix_cost(model) if isinstance(model, DLM) else 1.0
+    return schedule_of(policy, works, spec, length=info.length, gen_length=gen_length, matrix_cost=cost)
 
 
 def replay(

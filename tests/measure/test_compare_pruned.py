@@ -274,3 +274,26 @@ def test_a_summary_tells_of_matrices_only_where_there_are_pruned_models(dlm, tab
     assert read.loc["Dense, cut", "matrices ×"] == pytest.approx(expected)
     assert "matrices ms" in read
     assert not any("matrices" in head for head in measure.summary(table.drop(columns=list(OF_MODELS))))
+
+
+@pytest.mark.gpu
+def test_2_4_weights_are_measured_on_sparse_cores(tmp_path):
+    shape = {"layers": 2, "hidden": 256, "heads": 4, "kv_heads": 4, "mlp": 512, "vocab": 64}
+    dlm = dl.random_model("llada", **shape, device="cuda", dtype=torch.bfloat16)
+    half = dl.prune(dlm, "wanda", pattern="2:4", calibration=CALIBRATION, progress=False)[0]
+    packed = copy.deepcopy(half).semi_structured()
+    run = {"pruned": {"zeros": half, "packed": packed}, "path": tmp_path, **QUICK}
+    found = dl.compare(dlm, PROMPT, [POLICY], **run)
+    of = {label: rows(found, label).iloc[0] for label in found["policy"]}
+    for policy in ("Dense", "PulseCol 50%", "Random columns 50%"):
+        dense, zeros, sparse = (of[f"{policy}{model}"] for model in ("", ", zeros", ", packed"))
+        assert zeros["amdahl_bound"] == dense["amdahl_bound"] < sparse["amdahl_bound"]
+        assert sparse["weight_sparsity"] == zeros["weight_sparsity"] == pytest.approx(0.5, abs=1e-3)
+        assert sparse["linear_ms"] > 0
+        assert sparse["kl"] == pytest.approx(zeros["kl"], rel=0.5, abs=1e-3)  # another order of the same sums
+        assert sparse["kl"] > 0
+    assert found["speedup_vs_flash2"].notna().all()
+    again = dl.compare(dlm, PROMPT, [POLICY], **run)
+    pd.testing.assert_frame_equal(again, found)
+    with pytest.raises(ValueError, match=r"pruned\[packed\]\[weights\]"):
+        dl.compare(dlm, PROMPT, [POLICY], **{**run, "pruned": {"zeros": half, "packed": half}})

@@ -6,7 +6,8 @@ from torch import nn
 
 import dlm_lens as dl
 from dlm_lens.measure import linear
-from dlm_lens.measure.linear import linear_ms, matrices_of, weight_sparsity
+from dlm_lens.measure.linear import linear_ms, matrices_of, matrix_cost, weight_sparsity
+from tests.sparse_cores import sparse_cores
 
 SHAPE = {"layers": 2, "hidden": 32, "heads": 4, "kv_heads": 2, "mlp": 48, "vocab": 64}
 
@@ -41,6 +42,28 @@ def test_sparsity_counts_zeros_and_what_is_cut_away(dlm):
                     total += whole.numel()
                     gone += whole.numel() - sum(value != 0 for value in weight.flatten().tolist())
         assert weight_sparsity(pruned, dlm) == pytest.approx(gone / total)
+
+
+def test_weights_stored_as_2_4_do_half_of_the_work(monkeypatch):
+    dlm = dl.random_model("llada", **SHAPE, device="cpu")
+    assert matrix_cost(dlm) == 1
+    few = dl.Calibration([torch.arange(40)], samples=2, length=16, times=(30,))
+    half = dl.prune(dlm, pattern="2:4", calibration=few, progress=False)[0]
+    assert matrix_cost(half) == 1  # zeros that nothing skips
+    run = {"prompt_length": 20, "gen_length": 8}
+    with sparse_cores(monkeypatch):
+        half.semi_structured()
+        assert matrix_cost(half) == 0.5
+        assert weight_sparsity(half, dlm) == 0.5
+        own = dl.schedule(dl.Dense(), 4, half, **run).flops
+        logits, attention = 2 * 8 * 32 * 64, 2 * 4 * 28 * 28 * 4 * 8
+        matrices = 2 * 28 * sum(matrix.weight.numel() for matrix in matrices_of(dlm))
+        assert own == 4 * (matrices / 2 + attention + logits)
+        found = dl.compare(dlm, torch.arange(1, 21), [], pruned=half, steps=4, gen_length=8, progress=False)
+    assert own < dl.schedule(dl.Dense(), 4, dlm, **run).flops
+    whole = matrices + attention + logits
+    assert found["amdahl_bound"].tolist() == [1, pytest.approx(whole / (whole - matrices / 2))]
+    assert found["kl"][1] > 0
 
 
 def test_models_take_turns_and_every_matrix_gets_all_positions(dlm, monkeypatch):
