@@ -90,7 +90,7 @@ def compare(
     ``argmax_agreement``   on the states of the dense run: share of masked positions with the same argmax
     ``kl``                 there: mean KL(dense ‖ policy), nats
     ``retained_mass``      there: dense attention on the kept keys in sparse steps, mean; NaN with cached
-                           steps; ``retained_worst_layer`` of the layer that keeps least
+                           steps; ``retained_worst_layer`` of the layer that keeps least. A pruned model's own
     ``accuracy``           share of ``tasks`` answered exactly; NaN without tasks
     ``projected``          False: every number was measured
     ``model``              with ``pruned``: what ran, the dense model's name or that of a pruned one
