@@ -3,9 +3,15 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from numbers import Real
 
 import torch
 from torch import Tensor
+
+
+def is_share(value: object) -> bool:
+    """Whether ``value`` is a number in [0, 1); True and False are none."""
+    return isinstance(value, Real) and not isinstance(value, bool) and 0 <= float(value) < 1
 
 
 @dataclass(frozen=True)
@@ -15,9 +21,9 @@ class Share:
     sparsity: float
 
     def __post_init__(self) -> None:
-        if isinstance(self.sparsity, bool) or not 0 <= self.sparsity < 1:
+        if not is_share(self.sparsity):
             raise ValueError(
-                f"sparsity={self.sparsity} must be in [0, 1): the share of weights that is pruned"
+                f"sparsity={self.sparsity!r} must be in [0, 1): the share of weights that is pruned"
             )
 
     @property

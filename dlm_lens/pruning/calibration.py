@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 from importlib.resources import files
+from numbers import Integral
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -44,9 +45,11 @@ class Calibration:
 
     def __post_init__(self) -> None:
         for name in ("samples", "length", "steps", "batch_size"):
-            if getattr(self, name) < 1:
-                raise ValueError(f"{name}={getattr(self, name)} must be at least 1")
-        if not self.times or not all(0 <= time <= self.steps for time in self.times):
+            value = getattr(self, name)
+            if not isinstance(value, Integral) or isinstance(value, bool) or value < 1:
+                raise ValueError(f"{name}={value!r} must be a whole number of at least 1")
+        times = self.times if isinstance(self.times, tuple | list | range) else ()
+        if not times or not all(0 <= time <= self.steps for time in times):
             raise ValueError(f"times={self.times} must be diffusion times in 0…{self.steps}, at least one")
 
     def sequences(self, dlm: DLM) -> Tensor:

@@ -21,6 +21,7 @@ from dlm_lens.pruning.calibration import Calibration
 from dlm_lens.pruning.criteria import magnitude, wanda
 from dlm_lens.pruning.finished import FinishedLayers, adopt
 from dlm_lens.pruning.report import PruningReport
+from dlm_lens.pruning.room import check_room
 from dlm_lens.pruning.sinks import SinkDiscount
 from dlm_lens.pruning.sparsegpt import sparsegpt
 from dlm_lens.pruning.streaming import InputHessian, InputNorms, Statistic, Stream, linears_of
@@ -88,7 +89,8 @@ def prune(
 
     Raises ValueError before anything is run for arguments that cannot work (a calibration shorter than its length, an
     M that does not divide a matrix, a layer that is pruned already), and where ``path`` belongs to another pruning;
-    ``DlmLensError`` if a layer gives NaN. Ctrl-C raises KeyboardInterrupt; finished layers stay in ``path``.
+    ``MemoryBudgetError`` where copy and Hessians surely do not fit on a GPU; ``DlmLensError`` if a layer gives NaN.
+    Ctrl-C raises KeyboardInterrupt; finished layers stay in ``path``.
     """
     if not isinstance(calibration, Calibration):
         calibration = Calibration(calibration)
@@ -101,6 +103,7 @@ def prune(
         )
     sequences = calibration.sequences(dlm)
     place = None if device is None else device_named(device)
+    check_room(dlm, place, hessians=how.method == "sparsegpt")
     settings = {
         "model": {name: fact for name, fact in asdict(dlm.spec).items() if name != "name"},
         "weights": weights_fingerprint(dlm),

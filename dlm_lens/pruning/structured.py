@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor, nn
 
+from dlm_lens.pruning.amount import is_share
 from dlm_lens.pruning.criteria import wanda_scores
 from dlm_lens.pruning.sparsegpt import damped
 
@@ -36,9 +37,9 @@ class Structure:
     ratio: float
 
     def __post_init__(self) -> None:
-        if isinstance(self.ratio, bool) or not 0 <= self.ratio < 1:
+        if not is_share(self.ratio):
             raise ValueError(
-                f"structured={self.ratio} must be in [0, 1): the share of heads and channels that is pruned"
+                f"structured={self.ratio!r} must be in [0, 1): the share of heads and channels that is pruned"
             )
 
     @property

@@ -39,7 +39,7 @@ def test_of_equals_the_first_goes():
     assert mask.tolist() == [[True, True, False, False]] * 2
 
 
-@pytest.mark.parametrize("sparsity", [-0.1, 1.0, 1.5, float("nan"), True])
+@pytest.mark.parametrize("sparsity", [-0.1, 1.0, 1.5, float("nan"), True, "half"])
 def test_a_share_lies_in_the_unit_interval(sparsity):
     with pytest.raises(ValueError, match=r"sparsity=.* must be in \[0, 1\)"):
         Share(sparsity)

@@ -68,7 +68,18 @@ def test_what_else_is_refused(random_dlm):
         Calibration().sequences(random_dlm)
     with pytest.raises(ValueError, match="exceeds the 4096 positions"):
         Calibration(torch.arange(9), length=5000).sequences(random_dlm)
-    with pytest.raises(ValueError, match="samples=0"):
-        Calibration(samples=0)
-    with pytest.raises(ValueError, match=r"diffusion times in 0…50"):
-        Calibration(times=(5, 51))
+
+
+@pytest.mark.parametrize(
+    ("wrong", "message"),
+    [
+        ({"samples": 0}, "samples=0 must be a whole number"),
+        ({"length": 16.5}, "length=16.5 must be a whole number"),
+        ({"batch_size": True}, "batch_size=True must be a whole number"),
+        ({"times": (5, 51)}, r"diffusion times in 0…50"),
+        ({"times": 5}, r"times=5 must be diffusion times in 0…50"),
+    ],
+)
+def test_sizes_and_times_that_are_none_are_named(wrong, message):
+    with pytest.raises(ValueError, match=message):
+        Calibration(**wrong)
