@@ -29,9 +29,10 @@ import torch
 
 import dlm_lens as dl
 from dlm_lens.measure.environment import can_attend, provenance
+from dlm_lens.measure.session import Row, Session
 from dlm_lens.measure.shapes import SHAPES, random_of_shape
 from dlm_lens.measure.speed import peak_memory
-from dlm_lens.measure.step_bench import Bench, NoAttention, Row, Session, times_of
+from dlm_lens.measure.step_bench import Bench, NoAttention, line_of, times_of
 from dlm_lens.memory import release
 from dlm_lens.policies import Policy
 
@@ -116,7 +117,7 @@ def measure(options: argparse.Namespace) -> Session:
     longest = max([*options.lengths, *options.longest])
     with checkpoint_of(options.shape, longest, options.folder) as (dlm, checkpoint):
         about = provenance(dlm, seed=0) | {"shape": options.shape, "model": f"random-{options.shape}"}
-        session = Session(options, about, {"checkpoint": checkpoint})
+        session = Session(options, about, {"checkpoint": checkpoint}, line_of)
         print("  ".join(f"{name} {_short(value)}" for name, value in checkpoint.items()), flush=True)
         session.keep()
         bench = Bench(dlm, options.gen_length, options.steps)

@@ -35,8 +35,9 @@ import torch
 import dlm_lens as dl
 from dlm_lens.measure.environment import provenance
 from dlm_lens.measure.matrix_speed import ALL, matrix_rows, output_error
+from dlm_lens.measure.session import Row, Session
 from dlm_lens.measure.shapes import SHAPES, random_of_shape
-from dlm_lens.measure.step_bench import Bench, Row, Session, line_of
+from dlm_lens.measure.step_bench import Bench, line_of
 from dlm_lens.memory import release
 from dlm_lens.models import DLM
 from dlm_lens.models.semi_structured import is_semi_structured, linears_of, stored_bytes

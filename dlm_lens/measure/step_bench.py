@@ -1,26 +1,22 @@
-"""Denoising steps timed by kind, each run beside the memory that was estimated for it, and a file that keeps the rows.
+"""Denoising steps timed by kind, each run beside the memory that was estimated for it.
 
 What the scripts that time steps at the shapes of published models have in common.
 """
 
 from __future__ import annotations
 
-import argparse
-import json
-from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from statistics import median
-from time import perf_counter
 from typing import TYPE_CHECKING, Any
 
 import torch
 
 import dlm_lens as dl
 from dlm_lens.measure.run_memory import estimate
+from dlm_lens.measure.session import Row
 from dlm_lens.measure.speed import peak_memory
 from dlm_lens.memory import release
 from dlm_lens.policies import Policy, PolicyRun, RunInfo, StepPlan
-from dlm_lens.whole_file import whole_file
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -28,8 +24,6 @@ if TYPE_CHECKING:
 
     from dlm_lens.attention import StepContext
     from dlm_lens.models import DLM
-
-Row = dict[str, Any]
 
 
 @dataclass(frozen=True)
@@ -50,36 +44,6 @@ class _NoAttentionRun(PolicyRun):
 
     def attend(self, layer: int, q: Tensor, k: Tensor, v: Tensor, context: StepContext) -> Tensor:
         return q
-
-
-@dataclass
-class Session:
-    """Rows, kept in a file from the first on, and the time that is left.
-
-    ``facts`` are kept beside them, and ``line`` says in a line what a row holds.
-    """
-
-    options: argparse.Namespace
-    about: dict[str, Any]
-    facts: Row
-    line: Callable[[Row], str] = lambda row: line_of(row)
-    rows: list[Row] = field(default_factory=list)
-    began: float = field(default_factory=perf_counter)
-
-    def add(self, row: Row) -> None:
-        self.rows.append(row)
-        print(self.line(row), flush=True)
-        self.keep()
-
-    def keep(self) -> None:
-        if self.options.out:
-            found = {"provenance": self.about, **self.facts, "rows": self.rows}
-            with whole_file(self.options.out) as new:
-                new.write_text(json.dumps(found, indent=1) + "\n", encoding="utf-8")
-
-    @property
-    def over(self) -> bool:
-        return perf_counter() - self.began > 60 * self.options.minutes
 
 
 @dataclass(frozen=True)

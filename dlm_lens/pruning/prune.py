@@ -59,8 +59,12 @@ def prune(
 
     Layer by layer: its inputs are what the calibration text gives in the layers pruned before; its matrices are
     pruned by them; its outputs are computed anew. Besides the model and its copy that takes the hidden states of the
-    calibration, on the CPU where they do not fit, and what one layer is at work with. Embeddings, norms and the head
-    are not pruned.
+    calibration before and after a layer, on the CPU where they do not fit, and what one layer is at work with.
+    Embeddings, norms and the head are not pruned.
+
+    All 32 layers of LLaDA-8B's shape in 2:4, with the default calibration, take an H200 43 s by magnitude, 54 s by
+    Wanda and 87 s by SparseGPT, these two with sinks discounted, and 48 GB; with the model on the CPU, 2.1 s a layer by
+    Wanda and 12.5 GB (``dlm_lens.measure.pruning_cost``).
 
     Parameters
     ----------
