@@ -10,11 +10,10 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from dlm_lens.measure.session import Row
 from dlm_lens.models import DLM
 from dlm_lens.models.semi_structured import dense_weight
 from dlm_lens.pruning.structured import DOWN, GATE_UP, OUT, QKV
-
-Row = dict[str, Any]
 
 GROUPS = {"q, k, v": QKV, "o": (OUT,), "gate, up": GATE_UP, "down": (DOWN,)}
 """The matrices of a layer that are given the same input."""

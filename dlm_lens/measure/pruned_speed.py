@@ -135,7 +135,7 @@ def measure(options: argparse.Namespace) -> Session:
     facts: Row = {}
     models = build(options, facts)
     about = provenance(models[DENSE], seed=0) | {"shape": options.shape, "model": f"random-{options.shape}"}
-    session = Session(options, about, facts, line=told, began=began)
+    session = Session(options, about, facts, told, began=began)
     session.keep()
     if not options.eager:
         for dlm in models.values():
