@@ -43,6 +43,7 @@ def pruning_layers(
         ax.plot(layers, errors, linestyle=line, marker=marker, markersize=4, color=colour, label=label)
     if log:
         ax.set_yscale("log")
+        ax.yaxis.set_major_formatter("{x:g}")
     else:
         ax.set_ylim(bottom=0)
     ax.xaxis.set_major_locator(MaxNLocator(integer=True))
