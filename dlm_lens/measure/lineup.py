@@ -56,7 +56,7 @@ def pruned_models(dlm: DLM, pruned: DLM | Sequence[DLM] | Mapping[str, DLM] | No
     """Pruned models by name: that of a mapping, or what pruning called them.
 
     Raises ValueError for two of one name and for those that cannot stand beside ``dlm``: of another kind or vocabulary,
-    on another device or in another dtype.
+    on another device or in another dtype, or compiled where it is not.
     """
     if pruned is None:
         return {}
@@ -103,6 +103,11 @@ def _check_comparable(dlm: DLM, name: str, model: DLM) -> None:
         raise ValueError(
             f"the pruned model {name!r} is in {lies}, but {dlm.spec.name!r} in {expected}: a speed-up would be that of"
             " the device or the dtype; have both alike, by DLM.to()"
+        )
+    if model.compiled != dlm.compiled:
+        raise ValueError(
+            f"of {dlm.spec.name!r} and the pruned model {name!r} one is compiled and the other is not: a speed-up would"
+            " be that of compiling; call DLM.compile() on both, for a pruned copy is not compiled"
         )
 
 

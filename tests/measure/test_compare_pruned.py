@@ -259,6 +259,8 @@ def test_what_would_not_compare_pruning_is_refused(dlm, half, monkeypatch):
     refused(copy.deepcopy(dlm), f"{dlm.spec.name!r}, which does not tell it apart")
     refused({"": half}, "'', which does not tell")
     refused([dlm.model], r"pruned holds .*expected models", TypeError)
+    compiled = copy.deepcopy(half).compile()
+    refused(compiled, r"one is compiled and the other is not: .*DLM\.compile\(\) on both")
     refused(
         copy.deepcopy(half).to(dtype=torch.bfloat16),
         r"in bfloat16 on cpu, but .* in float32 on cpu: .*DLM\.to",
