@@ -128,3 +128,18 @@ def test_two_of_16_bits_hold_what_a_discount_makes_of_one(dtype):
     high, low = (part.double() for part in halves(x * left, dtype))
     error = (high.T @ high + high.T @ low + low.T @ high - exact).abs().max() / exact.abs().max()
     assert error < 1e-6 < 1e-4 < (high.T @ high - exact).abs().max() / exact.abs().max()
+
+
+@pytest.mark.parametrize("device", ["cpu", pytest.param("cuda", marks=pytest.mark.gpu)])
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16, torch.float32])
+@pytest.mark.parametrize("discounted", [False, True])
+def test_the_hessian_is_that_of_float64_whatever_goes_into_it(device, dtype, discounted):
+    rows = [torch.randn(500, 24, device=device).to(dtype) for _ in range(2)]
+    left = [1 - 0.01 * torch.rand(500, 1, device=device) for _ in rows]
+    kept, expected = InputHessian(24, torch.device(device)), 0
+    for each, share in zip(rows, left, strict=True):
+        kept.add(each, share if discounted else None)
+        x = each.double() * share if discounted else each.double()
+        expected = expected + 2 * x.T @ x
+    assert kept.hessian.dtype == torch.float32
+    assert torch.allclose(kept.hessian.double(), expected, rtol=0, atol=2e-5 * expected.max().item())
