@@ -1,188 +1,288 @@
-"""Do sinks move? Spatial and temporal variance of a diffusion model and of its autoregressive twin, on the same texts.
+"""Do sinks move? A diffusion model and its autoregressive twin on the same texts, read in seven ways.
 
-Both models see the same held-out code, ``LENGTH`` tokens a text, of which the first half is given at the first step and
-the rest arrives in ``STEPS`` steps. Four runs:
-
-* ``diffusion, denoising``: the model writes the second half itself, in its own order, which is what a user sees;
-* ``diffusion, same text``: the second half of the text itself replaces the masks, from left to right;
-* ``autoregressive, same text``: the twin reads that text, which grows by the same tokens at each step. Keys that are
-  not there yet are left out, and so are queries after them: an autoregressive decoder has neither;
-* ``even, causal mask``: no model. Every query attends evenly to itself and all before it, over the same growing text.
-
-The last one matters: under a causal mask early keys are seen by more queries than late ones, whatever a model learnt.
+Reads ``figures/data/sink-movement-cpu.json``, which ``python -m dlm_lens.measure.sink_movement`` writes, or the file
+given. What runs, seeds and readings are is said there and in ``dlm_lens/measure/sink_readings.py``; even attention
+under a causal mask, without any model, is computed here.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
 
 import matplotlib.pyplot as plt
 import numpy as np
 import pandas as pd
-import torch
-from common import run
+import xarray as xr
+from common import run, stored
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
-from torch import Tensor
 
-import dlm_lens as dl
-from dlm_lens.measure.environment import provenance
-from dlm_lens.measure.policy_table import code_prompts
-from dlm_lens.plots import sink_variance
-from dlm_lens.plots.sink_variance import sink_variance_table
+from dlm_lens.measure.sink_movement import (
+    ORDERED,
+    PAIRS,
+    RUNS,
+    WRITING,
+    WRITTEN,
+    even_movement,
+    open_movement,
+)
+from dlm_lens.measure.sink_readings import AVERAGES, EVEN, GIVEN, NEWEST, PAPER, READ, READINGS
+from dlm_lens.metrics import bootstrap_interval
 from dlm_lens.plots.style import dress, palette_of
-from dlm_lens.samplers import Candidates, Commitment, Sampler
 
-TEXTS, LENGTH, STEPS = 8, 192, 12
-GIVEN = LENGTH // 2
-SHARE = (LENGTH - GIVEN) // STEPS
-DENOISING, REVEALED = "diffusion, denoising", "diffusion, same text"
-CAUSAL, EVEN = "autoregressive, same text", "even, causal mask"
-# On another CPU a key may just become a sink or just not, and a token now and then be committed a step later.
-TOLERANCE = {"spatial": (0.05, 0.01), "temporal": (0.25, 25.0), "centroid": (0.05, 2.0), "error": (0.25, 2.0)}
-
-
-@dataclass(frozen=True)
-class Reveal(Sampler):
-    """Puts a known text [B, n] in place of the masks, an equal share from left to right at every step."""
-
-    text: Tensor
-
-    def commit(self, at: Candidates) -> Commitment:
-        due = at.positions < (at.step + 1) * at.gen_length // at.steps
-        return Commitment(self.text.gather(1, at.positions), at.open & due)
-
-
-def growing(trace: dl.Trace, maps: np.ndarray) -> dl.Trace:
-    """What an autoregressive decoder attends to while the text grows, from maps of it all [sample, layer, head, L, L].
-
-    A causal query attends the same way however the text goes on, so the maps of the whole text hold every step: the
-    queries and keys that are there by then. Their mean over queries is the mass that would be recorded; keys that are
-    not there yet are NaN. ``trace`` lends all that is not attention.
-    """
-    steps = []
-    for step in range(STEPS):
-        there = GIVEN + step * SHARE
-        mass = np.full((*maps.shape[:3], LENGTH), np.nan)
-        # Metrics multiply by the length, where only ``there`` keys share the mass.
-        mass[..., :there] = maps[..., :there, :there].mean(-2) * there / LENGTH
-        steps.append(mass)
-    samples, layers, heads = (range(count) for count in maps.shape[:3])
-    kept = trace.dataset.drop_vars(list(trace.statistics)).isel(
-        sample=samples, layer=layers, head=heads, step=[0] * STEPS
-    )
-    dims = ("sample", "step", "layer", "head", "position")
-    return dl.Trace(kept.assign_coords(step=np.arange(STEPS)).assign(column_mass=(dims, np.stack(steps, 1))))
+MASK = "even attention, causal mask"
+NAMES = {
+    WRITING: "diffusion model, writing",
+    WRITTEN: "autoregressive twin, reading it",
+    MASK: "the mask alone, no model",
+}
+COMPARED = {WRITING: "text the diffusion model wrote", ORDERED: "held-out text, left to right"}
+LABELS = {
+    PAPER: "all keys, κ = 2\n(as in the paper)",
+    "κ = 1": "all keys, κ = 1",
+    "κ = 3": "all keys, κ = 3",
+    "without the first key": "without the\nfirst key",
+    EVEN: "over even attention\nunder the mask",
+    GIVEN: "given keys:\nno mask, same text",
+    NEWEST: "given keys,\nnewest queries",
+}
+SINGLE, MERGED = "head by head", "mean of heads"
+FLOOR = 0.03  # of the first picture's axis: sinks that move less lie on it
+COLUMNS = ["part", "run", "reading", "average", "quantity", "layer", "head", "value", "low", "high"]
 
 
-def measure() -> pd.DataFrame:
-    """Part ``variance``: a row per head, and per text for the mean of heads. Part ``centroid``: a row per step."""
-    diffusion, causal = dl.load("tiny"), dl.load("tiny-ar")
-    texts = torch.stack(code_prompts(diffusion, TEXTS, LENGTH))
-    given, rest = texts[:, :GIVEN], texts[:, GIVEN:]
-    masses = {
-        "statistics": [dl.ColumnMass()],
-        "gen_length": LENGTH - GIVEN,
-        "steps": STEPS,
-        "progress": False,
-    }
-    whole = dl.capture(
-        causal, texts[:, :-1], gen_length=1, steps=1, statistics=[dl.FullMaps()], progress=False
-    )
-    even = np.tril(np.ones((LENGTH, LENGTH))) / np.arange(1, LENGTH + 1)[:, None]
-    traces = {
-        DENOISING: dl.capture(diffusion, given, **masses),
-        REVEALED: dl.capture(diffusion, given, sampler=Reveal(rest), **masses),
-        CAUSAL: growing(whole, whole["full_map"].isel(step=0).values),
-        EVEN: growing(whole, even[None, None, None]),
-    }
-    variances = sink_variance_table(traces)
-    variances = variances[(variances["trace"] != EVEN) | (variances["layer"] < 0)]
-    table = pd.concat(
-        [variances.assign(part="variance", step=-1), centroids(traces)], ignore_index=True
-    ).astype({"layer": "Int64", "head": "Int64", "sample": "Int64"})
-    table = table[
-        ["part", "trace", "layer", "head", "sample", "step", "spatial", "temporal", "centroid", "error"]
-    ]
-    table.attrs["provenance"] = provenance(diffusion, seed=0) | {"models": "tiny, tiny-ar", "texts": TEXTS}
+def measure(*files: Path) -> pd.DataFrame:
+    """Long: part ``heads`` (means of every head), and with 95% intervals ``mean`` of every run, ``ratio`` and
+    ``difference`` of the twin to the diffusion model, and ``restless``, the share of pairs of heads."""
+    (source,) = files or stored("sink-movement-cpu.json", "sink-movement-*.json")[:1]
+    found = open_movement(source)
+    about = found.attrs
+    parts = [_heads(found)]
+    for quantity, readings in READ.items():
+        values = found[quantity].sel(reading=list(readings))
+        parts.append(_rows("mean", quantity, values.sel(run=list(RUNS)), name="run"))
+        for moving, still in PAIRS:
+            both = values.sel(run=[moving, still])
+            parts.append(_rows("difference", quantity, both, moving, _difference))
+            if quantity in ("spatial", "temporal"):
+                parts.append(_rows("ratio", quantity, both, moving, _ratio))
+    for (moving, _), values in zip(PAIRS, found["restless"], strict=True):
+        parts.append(_rows("restless", "temporal", values, moving))
+    even = even_movement(about["length"], about["given"], about["steps"]).sel(average=MERGED)
+    for quantity in ("spatial", "temporal", "persistence", "lifetime", "first"):
+        value = float(even[quantity].sel(reading=PAPER))
+        parts.append(_frame("mean", MASK, quantity, reading=PAPER, average=MERGED, value=[value]))
+    table = pd.concat(parts, ignore_index=True).astype({"layer": "Int64", "head": "Int64"})
+    table.attrs["provenance"] = about
     return table
 
 
-def centroids(traces: Mapping[str, dl.Trace]) -> pd.DataFrame:
-    """Where the sinks of the mean of heads are: mean over texts and its standard error."""
-    parts = []
-    for name, trace in traces.items():
-        where = dl.metrics.sink_centroid(trace)
-        error = where.std("sample", ddof=1) / np.sqrt(trace.samples) if trace.samples > 1 else 0 * where[0]
-        parts.append(
-            pd.DataFrame({"step": trace.steps, "centroid": where.mean("sample"), "error": error}).assign(
-                trace=name, part="centroid"
-            )
-        )
-    return pd.concat(parts, ignore_index=True)
+def _difference(at: xr.DataArray) -> xr.DataArray:
+    return at.isel(run=1, drop=True) - at.isel(run=0, drop=True)
+
+
+def _ratio(at: xr.DataArray) -> xr.DataArray:
+    return at.isel(run=1, drop=True) / at.isel(run=0, drop=True)
+
+
+def _rows(
+    part: str,
+    quantity: str,
+    values: xr.DataArray,
+    run: str = "",
+    statistic: Any = None,
+    name: str | None = None,
+) -> pd.DataFrame:
+    """The intervals of all there is, long."""
+    found = bootstrap_interval(values, ("text", "seed"), statistic=statistic, draws=1000)
+    wide = found.to_dataset("bound").to_dataframe().reset_index()
+    wide = wide.rename(columns={"estimate": "value"}).dropna(subset="value")
+    if name is None:
+        wide["run"] = run
+    if "average" not in wide:
+        wide["average"] = SINGLE
+    return wide.assign(part=part, quantity=quantity).reindex(columns=COLUMNS)
+
+
+def _frame(part: str, run: str, quantity: str, **columns: Any) -> pd.DataFrame:
+    return pd.DataFrame(columns).assign(part=part, run=run, quantity=quantity).reindex(columns=COLUMNS)
+
+
+def _heads(found: xr.Dataset) -> pd.DataFrame:
+    frames = []
+    for name in (WRITING, WRITTEN):
+        for quantity in ("spatial", "temporal"):
+            values = found[f"heads_{quantity}"].sel(run=name)
+            layer, head = (axis.ravel() for axis in np.indices(values.shape))
+            one = {"layer": layer, "head": head, "value": values.values.ravel()}
+            frames.append(_frame("heads", name, quantity, reading=PAPER, average=SINGLE, **one))
+    return pd.concat(frames, ignore_index=True)
 
 
 def draw(table: pd.DataFrame) -> Figure:
-    figure, axes = plt.subplots(1, 2, figsize=(11, 4.4), layout="constrained")
-    ax = sink_variance(table[table["part"] == "variance"], ax=axes[0])
-    ax.get_legend().remove()
-    ax.set_title("Dots: heads. Large: mean of heads", loc="left", fontsize="medium", fontweight="bold")
-    draw_centroids(axes[1], table[table["part"] == "centroid"])
-    figure.legend(*ax.get_legend_handles_labels(), loc="outside lower center", ncols=4, fontsize="small")
+    figure, axes = plt.subplots(
+        1, 3, figsize=(13, 5.6), layout="constrained", gridspec_kw={"width_ratios": (1.05, 1.1, 1)}
+    )
+    draw_heads(axes[0], table)
+    draw_ratios(
+        axes[1], table, "temporal", "How far they move: twin ÷ diffusion model", "ratio of temporal variances"
+    )
+    draw_ratios(axes[2], table, "spatial", "How uneven: twin ÷ diffusion model", "ratio of spatial variances")
+    axes[2].set_yticklabels([])
+    axes[0].legend(fontsize="small", loc="lower left")
+    handles, labels = axes[1].get_legend_handles_labels()
+    figure.legend(handles, labels, loc="outside lower center", ncols=4, fontsize="small")
     return figure
 
 
-def draw_centroids(ax: Axes, table: pd.DataFrame) -> None:
+def draw_heads(ax: Axes, table: pd.DataFrame) -> None:
+    """A dot per head, and what the attention averaged over heads has, with its interval."""
     palette = palette_of(ax)
-    for number, (_, own) in enumerate(table.groupby("trace", sort=False)):
-        colour, marker = palette.series[number], "osD^"[number]
-        low, high = own["centroid"] - 2 * own["error"], own["centroid"] + 2 * own["error"]
-        ax.fill_between(own["step"], low, high, color=colour, alpha=0.18, linewidth=0)
-        ax.plot(own["step"], own["centroid"], color=colour, marker=marker, markersize=4)
-    ax.axhline(GIVEN - 0.5, color=palette.dim, linestyle="--", linewidth=1)
-    ax.annotate(
-        "given above, to come below", (0, GIVEN), xytext=(2, -3), textcoords="offset points", va="top",
-        color=palette.dim, fontsize="small",
+    for number, (name, shown) in enumerate(NAMES.items()):
+        colour, marker = (*palette.series[:2], palette.text)[number], "os*"[number]
+        heads = table[(table["part"] == "heads") & (table["run"] == name)]
+        if len(heads):
+            at = heads.pivot(index=["layer", "head"], columns="quantity", values="value")
+            ax.scatter(
+                at["spatial"], at["temporal"].fillna(0).clip(lower=FLOOR),
+                s=16, marker=marker, color=colour, alpha=0.4, linewidths=0,
+            )  # fmt: skip
+        x, y = (told(table, "mean", name, PAPER, MERGED, quantity) for quantity in ("spatial", "temporal"))
+        errors = (
+            [[[value - low], [high - value]] for value, low, high in (x, y)] if number < 2 else [None, None]
+        )
+        ax.errorbar(
+            x[0], y[0], xerr=errors[0], yerr=errors[1], marker=marker, markersize=11 if number < 2 else 15,
+            color=colour, markeredgecolor=palette.face, linestyle="none", capsize=3, zorder=4, label=shown,
+        )  # fmt: skip
+    ax.set_xscale("log")
+    ax.set_yscale("log")
+    ax.set_ylim(0.8 * FLOOR, 6000)
+    dress(
+        ax, "As in the paper. Small: heads, large: mean", "spatial variance, even shares²",
+        "temporal variance, positions²",
     )  # fmt: skip
-    ax.set_ylim(LENGTH, 0)
-    dress(ax, "Where the sinks are", f"step ({SHARE} tokens each)", "centroid of the sinks, position")
+
+
+def draw_ratios(ax: Axes, table: pd.DataFrame, quantity: str, title: str, label: str) -> None:
+    """A line per reading: below 1 the twin has less."""
+    palette = palette_of(ax)
+    place = np.arange(len(READINGS))
+    ax.axvline(1, color=palette.dim, linestyle="--", linewidth=1)
+    for number, moving in enumerate(COMPARED):
+        for other, average in enumerate(AVERAGES):
+            rows = [told(table, "ratio", moving, reading, average, quantity) for reading in READINGS]
+            value, low, high = np.array(rows).T
+            ax.errorbar(
+                value, place + (2 * number + other - 1.5) * 0.16, xerr=[value - low, high - value],
+                marker="os"[number], markersize=5, linestyle="none", capsize=2,
+                color=palette.series[2 + other], markerfacecolor=palette.series[2 + other] if number else palette.face,
+                label=f"{average}, {COMPARED[moving]}",
+            )  # fmt: skip
+    for line, reading in enumerate(READINGS):
+        if reading not in READ[quantity]:
+            ax.annotate(
+                "does not depend on κ", (0.5, line), xycoords=ax.get_yaxis_transform(), ha="center", va="center",
+                color=palette.dim, fontsize="small",
+            )  # fmt: skip
+    ax.set_xscale("log")
+    ax.set_yticks(place, [LABELS.get(reading, reading) for reading in READINGS])
+    ax.set_ylim(len(READINGS) - 0.4, -0.6)
+    dress(ax, title, label, "")
+
+
+def told(
+    table: pd.DataFrame, part: str, run: str, reading: str, average: str, quantity: str
+) -> tuple[float, float, float]:
+    """Value, lower and upper end of a row; NaN if there is none."""
+    found = table[
+        (table["part"] == part) & (table["run"] == run) & (table["reading"] == reading)
+        & (table["average"] == average) & (table["quantity"] == quantity)
+    ]  # fmt: skip
+    return tuple(found[["value", "low", "high"]].iloc[0]) if len(found) else (np.nan,) * 3
 
 
 def caption(table: pd.DataFrame) -> str:
-    variance = table[table["part"] == "variance"]
-    means = variance[variance["layer"] < 0].groupby("trace")[["spatial", "temporal"]].agg(["mean", "sem"])
-    heads = variance[variance["layer"] >= 0]
-    middle = heads.groupby("trace")[["spatial", "temporal"]].median()
+    about = table.attrs["provenance"]
 
-    def told(name: str, side: str) -> str:
-        mean, error = means.loc[name, (side, "mean")], means.loc[name, (side, "sem")]
-        digits = ",.0f" if mean >= 10 else ".2f"
-        return f"{mean:{digits}} ± {2 * error:{digits}}" if error == error else f"{mean:{digits}}"
+    def number(part: str, run: str, reading: str, average: str, quantity: str) -> float:
+        return told(table, part, run, reading, average, quantity)[0]
 
-    claim = all(
-        means.loc[CAUSAL, ("spatial", "mean")] > means.loc[name, ("spatial", "mean")]
-        and means.loc[CAUSAL, ("temporal", "mean")] < 0.1 * means.loc[name, ("temporal", "mean")]
-        for name in (DENOISING, REVEALED)
+    def mean(run: str, quantity: str) -> str:
+        return interval(*told(table, "mean", run, PAPER, MERGED, quantity))
+
+    def ratio(reading: str, average: str, quantity: str = "temporal", run: str = WRITING) -> str:
+        return interval(*told(table, "ratio", run, reading, average, quantity))
+
+    mask, twin = (
+        {quantity: told(table, "mean", run, PAPER, MERGED, quantity) for quantity in ("spatial", "temporal")}
+        for run in (MASK, WRITTEN)
     )
-    mask = means.loc[EVEN, ("spatial", "mean")] >= means.loc[CAUSAL, ("spatial", "mean")]
-    restless = heads[(heads["trace"] == CAUSAL) & (heads["temporal"] > middle.loc[REVEALED, "temporal"])]
-    count = len(heads[heads["trace"] == CAUSAL])
-    return (
-        f"Sinks of the bundled tiny-dlm and its twin tiny-ar on the same {int(variance['sample'].max()) + 1} pieces of"
-        f" held-out code of {LENGTH} tokens, the second half arriving in {STEPS} steps (2 standard errors over texts)."
-        f" Averaged over heads, spatial variance is {told(CAUSAL, 'spatial')} for the autoregressive model,"
-        f" {told(REVEALED, 'spatial')} for the diffusion model on the same text and {told(DENOISING, 'spatial')}"
-        f" when it writes itself; temporal variance is {told(CAUSAL, 'temporal')}, {told(REVEALED, 'temporal')} and"
-        f" {told(DENOISING, 'temporal')} positions². The claim of Sink-Aware Pruning (autoregressive: uneven and still;"
-        f" diffusion: more even and restless) {'holds' if claim else 'does not hold'} for this average."
-        f" But even attention under a causal mask, without any model, has {told(EVEN, 'spatial')} and"
-        f" {told(EVEN, 'temporal')}: the mask alone is"
-        f" {'enough to give that picture' if mask else 'not enough to explain how uneven the twin is'}."
-        f" Single heads differ less: their median temporal variance is {middle.loc[CAUSAL, 'temporal']:,.0f} against"
-        f" {middle.loc[REVEALED, 'temporal']:,.0f}, and {len(restless)} of the twin's {count} heads are more restless"
-        " than the diffusion model's median head on the same text."
-    )
+    enough = mask["spatial"][0] >= twin["spatial"][1] and mask["temporal"][0] <= twin["temporal"][2]
+    moving = [number("mean", WRITING, reading, SINGLE, "temporal") for reading in (GIVEN, PAPER)]
+    staying = [number("mean", run, NEWEST, SINGLE, "persistence") for run in (WRITTEN, WRITING)]
+    first = [number("mean", run, PAPER, MERGED, "first") for run in (WRITTEN, WRITING)]
+    said = [
+        f"Sinks of the bundled tiny-dlm and its twin tiny-ar on the same {about['finished_texts']} pieces of held-out"
+        f" code, {about['seeds']} seeds each: {about['length']} tokens, of which {about['length'] - about['given']}"
+        f" arrive in {about['steps']} steps; 95% intervals by drawing texts, then seeds, anew.",
+        "As the paper reads them, averaged over heads, temporal variance is"
+        f" {mean(WRITTEN, 'temporal')} positions² for the twin and {mean(WRITING, 'temporal')} for the diffusion model"
+        f" whose text it reads, spatial variance {mean(WRITTEN, 'spatial')} and {mean(WRITING, 'spatial')}; a sink"
+        f" lasts {mean(WRITTEN, 'lifetime')} and {mean(WRITING, 'lifetime')} of {about['steps']} steps. The claim of"
+        " Sink-Aware Pruning (autoregressive: uneven and still; diffusion: more even and restless)"
+        f" {holds(table, PAPER)} there, {holds(table, 'κ = 1', 'κ = 3')} with κ = 1 and 3, and"
+        f" {holds(table, 'without the first key')} without the first key, a sink in {first[0]:.0%} of the twin's steps"
+        f" and {first[1]:.0%} of the other's.",
+        f"Single heads differ less: the twin's median head has {ratio(PAPER, SINGLE)} times the other's temporal"
+        " variance; of a head of each, the diffusion model's moves more in"
+        f" {number('restless', WRITING, PAPER, SINGLE, 'temporal'):.0%} of all pairs.",
+        f"But even attention under a causal mask, without any model, has {mask['temporal'][0]:.2f} and"
+        f" {mask['spatial'][0]:.2f}: the mask alone is {'enough' if enough else 'not enough'} to give the twin's"
+        " average.",
+        "Where it plays no part, among given keys that all queries of the rest see and whose text stays, the twin's"
+        f" temporal variance is {ratio(GIVEN, MERGED)} times the other's, {verdict(table, GIVEN, MERGED)}; its median"
+        f" head's {ratio(GIVEN, SINGLE)}, {verdict(table, GIVEN, SINGLE)}; its spatial variance"
+        f" {ratio(GIVEN, MERGED, 'spatial')} and {ratio(GIVEN, SINGLE, 'spatial')}. The diffusion model's median head"
+        f" has {short(moving[0])} of its {short(moving[1])} positions² there, where half of the keys would give a"
+        f" quarter: {'most' if moving[0] < 0.125 * moving[1] else 'not all'} of its movement comes with text that"
+        " arrives.",
+        f"From the newest queries alone the ratios are {ratio(NEWEST, MERGED)}, {verdict(table, NEWEST, MERGED)}, and"
+        f" {ratio(NEWEST, SINGLE)}, {verdict(table, NEWEST, SINGLE)}; of a head's sinks {staying[0]:.0%} and"
+        f" {staying[1]:.0%} are sinks at the next step.",
+        f"Over even attention the twin's median head moves {ratio(EVEN, SINGLE)} times as much, but there keys that"
+        " few queries see yet are read from those few.",
+        f"On held-out text, from left to right for both, the ratios are {ratio(PAPER, MERGED, run=ORDERED)} as the"
+        f" paper reads it, {ratio(GIVEN, MERGED, run=ORDERED)} among given keys,"
+        f" {ratio(NEWEST, MERGED, run=ORDERED)} from the newest queries.",
+    ]
+    return " ".join(said)
+
+
+def holds(table: pd.DataFrame, *readings: str) -> str:
+    return "holds" if all(claimed(table, reading, MERGED) for reading in readings) else "does not hold"
+
+
+def interval(value: float, low: float, high: float) -> str:
+    return f"{short(value)} ({short(low)} to {short(high)})"
+
+
+def claimed(table: pd.DataFrame, reading: str, average: str) -> bool:
+    """Whether the twin clearly moves less, by both pairs, and is clearly more uneven where that is asked."""
+    stiller = all(told(table, "ratio", run, reading, average, "temporal")[2] < 1 for run in COMPARED)
+    uneven = [told(table, "ratio", run, reading, average, "spatial")[1] for run in COMPARED]
+    return stiller and all(low > 1 for low in uneven if low == low)
+
+
+def verdict(table: pd.DataFrame, reading: str, average: str) -> str:
+    _, low, high = told(table, "ratio", WRITING, reading, average, "temporal")
+    return "clearly less" if high < 1 else "a little more" if low > 1 else "no clear difference"
+
+
+def short(value: float) -> str:
+    """Two significant digits, whole numbers above ten."""
+    return f"{value:,.0f}" if value >= 10 else f"{value:.2g}"
 
 
 if __name__ == "__main__":
