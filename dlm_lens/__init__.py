@@ -4,7 +4,8 @@ A prompt goes to :func:`denoise`, which asks a policy for a plan of each step an
 layer the attention function hands ``q, k, v`` to the policy and, while capturing, to a recorder that reduces
 them to statistics at once. :func:`capture` returns those statistics as a :class:`Trace`; ``metrics`` and
 ``plots`` read traces, :func:`explore` shows one, and :func:`compare` measures policies against dense attention,
-:func:`sweep` whole grids of them; :func:`schedule` tells beforehand what they can save.
+:func:`sweep` whole grids of them; :func:`schedule` tells beforehand what they can save. :func:`prune` leaves weights
+out, and ``compare`` takes what it makes.
 
 Names are loaded on first use, so importing the package costs neither PyTorch nor widget code.
 """
