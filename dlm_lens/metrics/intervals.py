@@ -1,5 +1,6 @@
 """How far a mean can be trusted where measurements are grouped, as seeds are within texts."""
 
+import warnings
 from collections.abc import Callable, Sequence
 
 import numpy as np
@@ -19,7 +20,7 @@ def bootstrap_interval(
 
     Parameters
     ----------
-    values : measurements; NaN is left out of every mean
+    values : measurements; NaN is left out of every mean, and where there is nothing else the interval is NaN
     over : the dimensions to take the mean over, outermost first. With ``("text", "seed")`` every draw takes as many
         texts with replacement and, for each of them anew, as many of its seeds; the mean is that of the texts' means,
         so that a text counts once however many of its seeds have a value. All other dimensions are drawn together,
@@ -47,7 +48,10 @@ def bootstrap_interval(
     found = statistic(means)
     estimate = statistic(kept.copy(data=_mean(ordered.values, len(over))))
     tail = (1 - level) / 2
-    low, high = (found.quantile(q, "draw").drop_vars("quantile") for q in (tail, 1 - tail))
+    with warnings.catch_warnings():
+        # Where nothing was measured there is no interval: NaN says so.
+        warnings.filterwarnings("ignore", "All-NaN slice", RuntimeWarning)
+        low, high = (found.quantile(q, "draw").drop_vars("quantile") for q in (tail, 1 - tail))
     return xr.concat([low, estimate, high], xr.Variable("bound", ["low", "estimate", "high"]))
 
 

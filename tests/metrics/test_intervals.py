@@ -1,5 +1,7 @@
 """Intervals of grouped means, against plain loops and against what is known of normal samples."""
 
+import warnings
+
 import numpy as np
 import pytest
 import xarray as xr
@@ -66,6 +68,16 @@ def test_intervals_of_normal_means_are_as_wide_as_they_should_be():
     assert width == pytest.approx(2 * 1.96 * float(values.std()) / np.sqrt(groups), rel=0.1)
     narrow = bootstrap_interval(values, "text", level=0.5)
     assert float(narrow.sel(bound="high") - narrow.sel(bound="low")) < 0.5 * width
+
+
+def test_where_nothing_was_measured_there_is_no_interval_and_no_warning():
+    values = grouped()
+    values.loc[{"model": "a"}] = np.nan
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        found = bootstrap_interval(values, ("text", "seed"), draws=20)
+    assert found.sel(model="a").isnull().all()
+    assert found.sel(model="b").notnull().all()
 
 
 @pytest.mark.parametrize(
