@@ -8,10 +8,13 @@ products are summed, and with it the rounding, is another.
 from __future__ import annotations
 
 import warnings
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from functools import partial
+from statistics import median
 from typing import TYPE_CHECKING, Any
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.sparse import SparseSemiStructuredTensor, SparseSemiStructuredTensorCUSPARSELT
 
@@ -23,6 +26,10 @@ DTYPES = (torch.bfloat16, torch.float16)
 _CAPABILITY = (8, 0)
 # cuSPARSELt takes 16-bit matrices whose sides are multiples of this.
 _SIDE = 16
+# One more than the last algorithm that is asked for; cuSPARSELt 0.8 has 21 and refuses others.
+_ALGORITHMS = 32
+# Products in a graph, and replays of it of which the median counts.
+_CALLS, _ROUNDS = 8, 5
 
 
 def is_semi_structured(weight: Tensor) -> bool:
@@ -30,6 +37,7 @@ def is_semi_structured(weight: Tensor) -> bool:
     return isinstance(weight, SparseSemiStructuredTensor)
 
 
+@torch.no_grad()
 def convert(dlm: DLM, positions: int) -> None:
     """Store the matrices of all layers as 2:4, with the algorithm that is fastest for so many positions; see
     :meth:`DLM.semi_structured`."""
@@ -43,12 +51,11 @@ def convert(dlm: DLM, positions: int) -> None:
     was_dense = not dlm.is_semi_structured
     try:
         for linear in linears.values():
-            packed: Any = linear.weight
-            if not is_semi_structured(packed):
-                packed = _packed(packed.detach())
+            weight: Any = linear.weight
+            packed = weight if is_semi_structured(weight) else _packed(weight.detach())
             shape = tuple(packed.shape)
             if shape not in found:
-                found[shape] = _fastest(packed, positions)
+                found[shape] = _fastest(packed, dense_weight(weight), positions)
             linear.weight = nn.Parameter(_settled(packed, found[shape]), requires_grad=False)
     except BaseException:  # out of memory or Ctrl-C midway: all as it was
         if was_dense:
@@ -149,12 +156,58 @@ def _packed(weight: Tensor) -> SparseSemiStructuredTensorCUSPARSELT:
         return SparseSemiStructuredTensorCUSPARSELT.from_dense(weight.contiguous())
 
 
-def _fastest(weight: SparseSemiStructuredTensorCUSPARSELT, positions: int) -> int:
-    """The algorithm that cuSPARSELt finds fastest for so many positions; takes up to a second."""
-    x = torch.randn(positions, weight.shape[1], device=weight.device, dtype=weight.dtype)
-    search: Any = torch._C._cusparselt  # whose stubs are those of a build without it
-    algorithm, *_ = search.mm_search(weight.packed, x.t(), None, None, None, True)
-    return int(algorithm)
+def _fastest(packed: SparseSemiStructuredTensorCUSPARSELT, dense: Tensor, positions: int) -> int:
+    """The algorithm by which the product with so many positions is fastest, of those whose result is the dense one's.
+
+    PyTorch's own search, ``mm_search``, is not asked: at small matrices in fp16 it broke the GPU's context.
+    """
+    numbers = torch.Generator(packed.device).manual_seed(0)
+    x = torch.randn(positions, packed.shape[1], generator=numbers, device=packed.device, dtype=packed.dtype)
+    expected = F.linear(x, dense)
+    runs: dict[int, Callable[[], Tensor]] = {}
+    refused = ""
+    for algorithm in range(_ALGORITHMS):
+        run = partial(F.linear, x, _settled(packed, algorithm))
+        try:
+            error = (run() - expected).norm(dtype=torch.float32)
+        except torch.OutOfMemoryError:
+            raise
+        except RuntimeError as raised:
+            torch.cuda.synchronize(x.device)  # raises where it has broken the context
+            refused = str(raised)
+            continue
+        if error <= torch.finfo(x.dtype).eps * expected.norm(dtype=torch.float32):
+            runs[algorithm] = run
+    if not runs:
+        raise RuntimeError(
+            f"no algorithm of cuSPARSELt multiplies a 2:4 matrix of {' × '.join(map(str, dense.shape))} in"
+            f" {_plain(x.dtype)} to what the dense one gives; keep the weights dense. {refused}".rstrip()
+        )
+    taken = _graph_ms(runs, x.device)
+    return min(taken, key=taken.__getitem__)
+
+
+def _graph_ms(runs: Mapping[int, Callable[[], Tensor]], device: torch.device) -> dict[int, float]:
+    """Median milliseconds of each, which have run before: in CUDA graphs, for the host takes longer to launch a product
+    than the GPU to compute it, and in turns."""
+    graphs: dict[int, Any] = {}
+    with torch.cuda.device(device):
+        pool = torch.cuda.graph_pool_handle()  # none runs beside another
+        for algorithm, run in runs.items():
+            graphs[algorithm] = torch.cuda.CUDAGraph()
+            with torch.cuda.graph(graphs[algorithm], pool=pool):
+                for _ in range(_CALLS):
+                    run()
+        taken: dict[int, list[float]] = {algorithm: [] for algorithm in graphs}
+        for _ in range(_ROUNDS):
+            for algorithm, graph in graphs.items():
+                begin, end = (torch.cuda.Event(enable_timing=True) for _ in range(2))
+                begin.record()
+                graph.replay()
+                end.record()
+                end.synchronize()
+                taken[algorithm].append(begin.elapsed_time(end) / _CALLS)
+    return {algorithm: median(ms) for algorithm, ms in taken.items()}
 
 
 def _settled(

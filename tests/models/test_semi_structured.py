@@ -2,6 +2,8 @@
 
 import copy
 import warnings
+from concurrent.futures import ProcessPoolExecutor
+from multiprocessing import get_context
 
 import pytest
 import torch
@@ -108,12 +110,51 @@ def test_what_breaks_midway_leaves_the_model_dense(monkeypatch):
     before = {name: weight.clone() for name, weight in dlm.model.state_dict().items()}
     with sparse_cores(monkeypatch):
         calls = iter([17, 17])  # two shapes are searched, then no more
-        monkeypatch.setattr(semi_structured, "_fastest", lambda weight, positions: next(calls))
+        monkeypatch.setattr(semi_structured, "_fastest", lambda packed, dense, positions: next(calls))
         with pytest.raises(StopIteration):
             dlm.semi_structured()
     assert not dlm.is_semi_structured
     for name, weight in dlm.model.state_dict().items():
         assert torch.equal(weight, before[name])
+
+
+def test_only_algorithms_that_give_the_dense_result_are_timed(monkeypatch):
+    asked = []
+
+    def timed(runs, device):
+        asked.append([(at, tuple(run().shape)) for at, run in runs.items()])
+        return {at: (at - 9) ** 2 for at in runs}
+
+    with sparse_cores(monkeypatch):
+        monkeypatch.setattr(semi_structured, "_graph_ms", timed)
+        dlm = pruned().semi_structured(positions=48)
+        assert {linear.weight.alg_id_cusparselt for _, linear in linears_of(dlm.layers)} == {9}
+        right = [at for at in range(18) if at != 3]
+        assert asked == [
+            [(at, (48, out)) for at in right] for out in (64, 96, 64)
+        ]  # one search for each shape
+        monkeypatch.setattr(semi_structured, "_graph_ms", lambda runs, device: {at: at for at in runs})
+        dlm.semi_structured()  # of weights that are 2:4 already
+        assert {linear.weight.alg_id_cusparselt for _, linear in linears_of(dlm.layers)} == {0}
+
+
+def test_a_library_that_multiplies_nothing_is_an_error(monkeypatch):
+    dlm = pruned()
+    with sparse_cores(monkeypatch):
+        monkeypatch.setattr(semi_structured, "_ALGORITHMS", 0)
+        with pytest.raises(
+            RuntimeError, match=r"no algorithm of cuSPARSELt .* 2:4 matrix of 64 × 64 in float32"
+        ):
+            dlm.semi_structured()
+        monkeypatch.setattr(semi_structured, "_ALGORITHMS", 32)
+
+        def broken(device):
+            raise RuntimeError("the context is dead")
+
+        monkeypatch.setattr(torch.cuda, "synchronize", broken)
+        with pytest.raises(RuntimeError, match="the context is dead"):
+            dlm.semi_structured()
+    assert not dlm.is_semi_structured
 
 
 @pytest.mark.parametrize("family", ["llada", "dream"])
@@ -207,6 +248,12 @@ def on_gpu():
 @pytest.mark.parametrize("family", ["llada", "dream"])
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
 def test_sparse_cores_predict_what_dense_ones_do(family, dtype):
+    """In a process of its own: a product that breaks the GPU's context would fail all tests after it."""
+    with ProcessPoolExecutor(1, mp_context=get_context("spawn")) as processes:
+        processes.submit(predict_on_sparse_cores, family, dtype).result()
+
+
+def predict_on_sparse_cores(family, dtype):
     dense = pruned(family, **SHAPE | {"dtype": dtype})
     exact = copy.deepcopy(dense).to(dtype=torch.float64)
     dlm = copy.deepcopy(dense).semi_structured(256)
