@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
+from textwrap import fill
 from typing import Any
 
 import matplotlib.pyplot as plt
@@ -16,6 +17,7 @@ from common import run, stored
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
+from dlm_lens.measure.shapes import SHAPES
 from dlm_lens.plots.style import dress, palette_of
 
 DENSE, SPARSE = "dense", "2:4"
@@ -23,9 +25,9 @@ MODELS = (DENSE, SPARSE, "structured 30%", "structured 50%")
 # How the parameters of a policy begin, and the kind of its lasting steps → label, in the order of the figure.
 STEPS = {
     ("Dense()", "dense"): "dense",
-    ("RandomColumns(", "sparse"): "random\ncolumns",
-    ("PulseCol(sparsity=0.8, group_size=128", "sparse"): "PulseCol,\ngroups\nof 128",
-    ("PulseCol(sparsity=0.8, group_size=32", "sparse"): "PulseCol,\ngroups\nof 32",
+    ("RandomColumns(", "sparse"): "random columns",
+    ("PulseCol(sparsity=0.8, group_size=128", "sparse"): "PulseCol, groups of 128",
+    ("PulseCol(sparsity=0.8, group_size=32", "sparse"): "PulseCol, groups of 32",
 }
 ATTENTION = STEPS["Dense()", "dense"]
 CALLED, GRAPH = "as called", "in a graph"
@@ -107,7 +109,7 @@ def draw(table: pd.DataFrame) -> Figure:
         for context in sorted(set(steps["context"]))
         if ((steps["context"] == context) & (steps["label"] == label)).any()
     ]
-    bars(right, steps, places, [f"{label}\n{short(context)}" for context, label in places])
+    bars(right, steps, places, [f"{fill(label, 13)}\n{short(context)}" for context, label in places])
     dress(right, "whole steps", "attention and tokens", "speed-up over dense weights and attention")
     handles, labels = right.get_legend_handles_labels()
     figure.legend(
@@ -149,30 +151,34 @@ def caption(table: pd.DataFrame) -> str:
     about = table.attrs["provenance"]
     said = [
         f"A model of random weights at the shape of {about['shape'].replace('llada-8b', 'LLaDA-8B')} in"
-        f" {about['dtype']} on {about['device']}, PyTorch {about['torch']}, pruned by magnitude: speed and memory only,"
-        " no quality. 2:4 weights run on sparse tensor cores by cuSPARSELt; structured pruning leaves smaller matrices."
+        f" {about['dtype']} on {about['device']}, PyTorch {about['torch']}, pruned by magnitude: speed and memory only."
+        " What pruning costs in quality is measured on the bundled model by dlm_lens.measure.pruning_study."
     ]
-    matrices = table[table["part"] == "matrices"]
+    matrices = table[table["part"] == "matrices"].sort_values("context")
     for label in (CALLED, GRAPH):
         here = matrices[(matrices["label"] == label) & (matrices["model"] == SPARSE)]
         if len(here):
-            each = ", ".join(f"{row.speedup:.2f}× at {short(row.context)}" for row in here.itertuples())
-            said.append(f"The layers' matrices at 2:4, {label}: {each} ({spread(here)}).")
-    if SPARSE in set(matrices["model"]):
+            said.append(
+                f"The layers' matrices at 2:4 by cuSPARSELt, {label}: {speedups(here)} ({spread(here)})."
+            )
+    slower = matrices[
+        (matrices["label"] == CALLED) & (matrices["model"] == SPARSE) & (matrices["speedup"] < 1)
+    ]
+    if len(slower):
         said.append(
-            "Launching a 2:4 product takes longer than a small one computes, so dense steps of up to 16,384 positions"
-            " run as CUDA graphs."
+            f"As called they lose at {short(int(slower['context'].max()))}, since the host takes longer to launch a"
+            " 2:4 product than the GPU to compute it; dense steps of up to 16,384 positions therefore run as CUDA"
+            " graphs."
         )
-    dense = table[(table["part"] == "step") & (table["label"] == ATTENTION)]
+    dense = table[(table["part"] == "step") & (table["label"] == ATTENTION)].sort_values("context")
     for model in MODELS[1:]:
-        here = dense[dense["model"] == model].sort_values("context")
-        if len(here):
-            each = ", ".join(f"{row.speedup:.2f}× at {short(row.context)}" for row in here.itertuples())
-            said.append(f"Dense steps, {model}: {each}.")
+        if len(here := dense[dense["model"] == model]):
+            shares = f" ({share_of_matrices(table)})" if model == SPARSE else ""
+            said.append(f"Whole steps of dense attention, {model}: {speedups(here)}{shares}.")
     said += together(table)
     memory = table.dropna(subset=["peak_gb"])
-    ratio = (memory["estimate_gb"] / memory["peak_gb"] - 1) * 100
-    said.append(f"Estimates of memory are {ratio.min():+.0f}% to {ratio.max():+.0f}% off the peaks.")
+    off = (memory["estimate_gb"] / memory["peak_gb"] - 1).abs().max() * 100
+    said.append(f"Estimates of memory are at most {off:.0f}% off the peaks.")
     if "check" in about:
         check = about["check"]
         said.append(
@@ -183,6 +189,25 @@ def caption(table: pd.DataFrame) -> str:
     return " ".join(said)
 
 
+def speedups(rows: pd.DataFrame) -> str:
+    return ", ".join(f"{row.speedup:.2f}× at {short(row.context)}" for row in rows.itertuples())
+
+
+def share_of_matrices(table: pd.DataFrame) -> str:
+    """The matrices' share of dense steps on dense weights: all that weights which are 2:4 can make faster."""
+    layers = SHAPES[table.attrs["provenance"]["shape"]].layers
+    dense = table[table["model"] == DENSE]
+    steps = dense[dense["label"] == ATTENTION].set_index("context")["ms"].sort_index()
+    # In a graph where there is one: what is computed, without the launches.
+    matrices = dense[dense["part"] == "matrices"].sort_values("label").groupby("context")["ms"].last()
+    shares = [
+        f"{100 * layers * matrices[context] / ms:.0f}% at {short(context)}"
+        for context, ms in steps.items()
+        if context in matrices
+    ]
+    return f"matrices are {', '.join(shares)} of a step on dense weights, and only they become faster"
+
+
 def spread(rows: pd.DataFrame) -> str:
     """How far single rounds are from the medians, at most."""
     off = max((rows["high"] / rows["ms"]).max() - 1, 1 - (rows["low"] / rows["ms"]).min())
@@ -190,7 +215,8 @@ def spread(rows: pd.DataFrame) -> str:
 
 
 def together(table: pd.DataFrame) -> list[str]:
-    """Sparse steps on each kind of weights; 2:4, which leaves attention as it is, beside what both save alone."""
+    """Sparse steps on each kind of weights, beside dense ones on dense weights; of 2:4, which leaves attention as it
+    is, also beside the same steps on dense weights."""
     steps = table[table["part"] == "step"]
     far = steps[steps["context"] == steps["context"].max()].set_index(["label", "model"])["ms"]
     dense = far[ATTENTION, DENSE]
@@ -200,15 +226,18 @@ def together(table: pd.DataFrame) -> list[str]:
             continue
         each = [f"{dense / far[label, DENSE]:.2f}× on dense weights"]
         for model in MODELS[1:]:
-            if (label, model) in far and (ATTENTION, model) in far:
-                added = far[label, DENSE] - (dense - far[ATTENTION, model])
-                both = f" ({dense / added:.2f}× if what both save alone added up)" if model == SPARSE else ""
-                each.append(f"{dense / far[label, model]:.2f}× on {model}{both}")
-        name = label.replace("\n", " ").replace("random", "Random")
-        said.append(f"{name}, 80% left out: {', '.join(each)}.")
+            if (label, model) in far:
+                alone = (
+                    f" ({far[label, DENSE] / far[label, model]:.2f}× by the weights)"
+                    if model == SPARSE
+                    else ""
+                )
+                each.append(f"{dense / far[label, model]:.2f}× on {model}{alone}")
+        said.append(f"{label[0].upper()}{label[1:]}: {', '.join(each)}.")
     where = short(int(steps["context"].max()))
     first = (
-        f"Sparse steps at {where}, without the refreshes between them, beside dense ones on dense weights:"
+        f"Sparse steps at {where}, 80% of the keys left out, without the refreshes between them, beside dense steps on"
+        " dense weights:"
     )
     return [f"{first} {' '.join(said)}"] if said else []
 
