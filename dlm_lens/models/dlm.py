@@ -241,7 +241,7 @@ class DLM:
         outputs differ by rounding.
 
         cuSPARSELt multiplies them by one of some twenty algorithms. For each shape of matrix, the fastest for so many
-        ``positions`` (rows × length) is looked for, a few seconds in all; call again for others. A call costs half a
+        ``positions`` (rows × length) is looked for by timing them; call again for others. A call costs half a
         millisecond on the CPU besides, so that at short contexts launching takes longer than computing. Steps of
         ``Dense()`` therefore run as a CUDA graph where they compute at most 16,384 positions without padding and
         nothing is recorded, also with compiled layers. Steps of other policies do not.
