@@ -65,6 +65,32 @@ def test_of_equals_the_first_goes_and_what_is_given_stays_as_it_is(impl):
     assert weight.tolist() == [[1] * 4] * 2
 
 
+def test_the_kernel_starts_on_the_device_of_its_tensors(monkeypatch):
+    """A layer of a model on several GPUs need not lie on the current one, on which Triton launches."""
+    triton_prune = pytest.importorskip("dlm_kernels.prune_columns.triton_prune")
+    current, seen = [], []
+
+    class On:
+        def __init__(self, tensor):
+            self.shape = tensor.shape
+
+        def __enter__(self):
+            current.append(self.shape)
+
+        def __exit__(self, *_):
+            current.pop()
+
+    class Kernel:
+        def __getitem__(self, grid):
+            return lambda *_, **__: seen.append(list(current))
+
+    monkeypatch.setattr(torch.cuda, "device_of", On)
+    monkeypatch.setattr(triton_prune, "prune_kernel", Kernel())
+    triton_prune.prune(torch.ones(2, 4), torch.eye(4), None, (2, 4))
+    assert seen == [[(2, 4)]]
+    assert current == []
+
+
 @pytest.mark.gpu
 @pytest.mark.parametrize("pattern", [None, (2, 4), (4, 8)])
 def test_many_rows_of_a_wide_block_go_as_in_pytorch(pattern):
@@ -73,9 +99,8 @@ def test_many_rows_of_a_wide_block_go_as_in_pytorch(pattern):
     (own, own_errors), (its, its_errors) = (
         prune_columns(weight, factor, gone=gone, pattern=pattern, impl=impl) for impl in IMPLS
     )
-    same = ((own == 0) == (its == 0)).all(
-        1
-    )  # near ties fall either way, and change what follows in their row
+    # Near ties fall either way, and change what follows in their row.
+    same = ((own == 0) == (its == 0)).all(1)
     assert same.float().mean() > 0.99
     torch.testing.assert_close(own[same], its[same], rtol=1e-3, atol=1e-3)
     torch.testing.assert_close(own_errors[same], its_errors[same], rtol=1e-3, atol=1e-3)

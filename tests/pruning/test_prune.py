@@ -310,11 +310,12 @@ def test_an_interrupted_run_on_a_gpu_goes_on_to_the_same_bits(tmp_path):
 
 @pytest.mark.gpu
 @pytest.mark.skipif(torch.cuda.device_count() < 2, reason="needs two CUDA devices")
-def test_a_model_on_two_gpus_is_pruned_as_on_one(tmp_path):
+@pytest.mark.parametrize("method", ["wanda", "sparsegpt"])
+def test_a_model_on_two_gpus_is_pruned_as_on_one(method, tmp_path):
     dl.random_model("llada", layers=4, hidden=64, heads=4, vocab=64, device="cpu").save(tmp_path)
     parts = {f"model.layers.{index}": index // 2 for index in range(4)} | {"": 0}
     two = dl.load(tmp_path, device_map=parts)
     one = dl.load(tmp_path, device="cuda:0")
-    results = [dl.prune(dlm, "wanda", sink_aware=True, sparsity=0.5, **QUIET)[0] for dlm in (one, two)]
+    results = [dl.prune(dlm, method, sink_aware=True, sparsity=0.5, **QUIET)[0] for dlm in (one, two)]
     assert len(results[1].devices) == 2
     assert agree(*results)

@@ -65,8 +65,9 @@ def prune(
     kept, among = pattern or (1, 1)
     # Without a list the kernel reads none, but wants a pointer.
     given = errors if gone is None else gone.contiguous().view(torch.uint8)
-    prune_kernel[(triton.cdiv(rows, _ROWS),)](
-        weight, factor.contiguous(), given, errors, rows, width,
-        PRUNED=among - kept, AMONG=among, ROWS=_ROWS, WIDTH=triton.next_power_of_2(width), num_warps=4,
-    )  # fmt: skip
+    with torch.cuda.device_of(weight):  # Triton launches on the current device, wherever the tensors are
+        prune_kernel[(triton.cdiv(rows, _ROWS),)](
+            weight, factor.contiguous(), given, errors, rows, width,
+            PRUNED=among - kept, AMONG=among, ROWS=_ROWS, WIDTH=triton.next_power_of_2(width), num_warps=4,
+        )  # fmt: skip
     return weight, errors
