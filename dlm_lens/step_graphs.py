@@ -47,7 +47,7 @@ class StepGraphs:
     def logits(
         self, tokens: Tensor, *, start: Tensor | None, keep: range | Tensor, context: StepContext
     ) -> Tensor:
-        """What :meth:`DLM.logits` returns; after the next step of the same shape it is overwritten."""
+        """What :meth:`DLM.logits` returns; the next step overwrites it, for the graphs of a run share their memory."""
         plan = context.plan
         if not self._recorded(tokens, start, keep, context):
             return self._dlm.logits(tokens, start=start, keep=keep, context=context)
@@ -95,9 +95,8 @@ class _Graph:
             dlm.logits(held["tokens"], start=start, keep=held["keep"], context=fixed)
         torch.cuda.current_stream().wait_stream(aside)
         graph = torch.cuda.CUDAGraph()
-        with torch.cuda.graph(
-            graph, pool=pool, stream=aside
-        ):  # by default all record on the first device that did
+        # On a stream of its own: by default all record on the first device that did.
+        with torch.cuda.graph(graph, pool=pool, stream=aside):
             logits = dlm.logits(held["tokens"], start=start, keep=held["keep"], context=fixed)
         return cls(graph, held, logits)
 

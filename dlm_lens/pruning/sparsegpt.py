@@ -52,9 +52,8 @@ def sparsegpt(
         work[:, columns] = part
         work[:, columns.stop :] -= errors @ later
     parts = zip(work.split(rows), weights, strict=True)
-    return [
-        part.to(weight.dtype, copy=True) for part, weight in parts
-    ]  # copies: parts of one storage cannot be saved
+    # Copies, for parts of one storage cannot be saved.
+    return [part.to(weight.dtype, copy=True) for part, weight in parts]
 
 
 def damped(hessian: Tensor, damping: float) -> Tensor:

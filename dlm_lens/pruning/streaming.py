@@ -63,15 +63,17 @@ class InputHessian:
         self._half = torch.zeros(inputs, inputs, device=device)  # with its own transpose it makes H
 
     def add(self, rows: Tensor, left: Tensor | None) -> None:
-        scaled = rows if left is None else rows.float() * left
-        if not (rows.is_cuda and rows.dtype.itemsize == 2):
-            scaled = scaled.float()
+        narrow = rows.is_cuda and rows.dtype.itemsize == 2
+        if narrow and left is None:
+            self._half += torch.mm(rows.T, rows, out_dtype=torch.float32)
+            return
+        scaled = rows.float() if left is None else rows.float() * left
+        if not narrow:
             self._half.addmm_(scaled.T, scaled)
             return
         high, low = halves(scaled, rows.dtype)
         self._half += torch.mm(high.T, high, out_dtype=torch.float32)
-        if left is not None:
-            self._half.add_(torch.mm(high.T, low, out_dtype=torch.float32), alpha=2)
+        self._half.add_(torch.mm(high.T, low, out_dtype=torch.float32), alpha=2)
 
     @property
     def hessian(self) -> Tensor:
@@ -310,9 +312,8 @@ def _distinct(inputs: dict[str, list[Tensor]], shape: torch.Size) -> Iterator[tu
 def _place_for_states(dlm: DLM, tokens: int, device: torch.device) -> torch.device:
     """``device`` if the hidden states of so many tokens take a moderate share of what is free there, else the CPU."""
     free = free_bytes(device)
-    states = (
-        2 * tokens * dlm.spec.hidden * dlm.dtype.itemsize
-    )  # those that enter a layer, and what it makes of them
+    # Those that enter a layer, and what it makes of them.
+    states = 2 * tokens * dlm.spec.hidden * dlm.dtype.itemsize
     if free is not None and states < _SHARE_FOR_STATES * free:
         return device
     return torch.device("cpu")
