@@ -32,10 +32,10 @@ def gains(rows: Sequence[Row], *, confidence: float = 0.95) -> pd.DataFrame:
     either lacks is left out.
 
     Returns a row per ``method``, ``amount``, ``kappa``, ``measure`` and ``against``: ``gain``, the mean over the
-    ``seeds``; ``low`` and ``high``, Student's interval at ``confidence`` for one difference by itself, NaN with one
-    seed; ``p``, two-sided, of no difference; ``adjusted``, p after Holm's correction over all rows with the same
-    ``against``, those of the default κ and of others apart; ``asked_error``, one standard error over the blocks of what
-    was asked.
+    ``seeds``; ``low`` and ``high``, Student's interval at ``confidence`` for one difference by itself, and ``p``,
+    two-sided, of no difference, all three NaN with one seed; ``adjusted``, p after Holm's correction over all rows with
+    the same ``against``, those of the default κ and of others apart; ``asked_error``, one standard error over the
+    blocks of what was asked.
     """
     by_cell = {
         (row["method"], row["amount"], row["kappa"], row["discount"], row["seed"]): row for row in rows
@@ -115,10 +115,13 @@ def student_quantile(confidence: float, degrees: int) -> float:
 
 
 def holm(p: pd.Series) -> pd.Series:
-    """Holm's adjusted p-values: below 5% only where a family of true nulls would have any such in 5% of all cases."""
-    order = p.sort_values().index
-    steps = [min(1.0, (len(p) - rank) * p[index]) for rank, index in enumerate(order)]
-    return pd.Series(np.maximum.accumulate(steps), order).reindex(p.index)
+    """Holm's adjusted p-values: below 5% only where a family of true nulls would have any such in 5% of all cases.
+
+    NaN, where nothing was tested, stays NaN and is none of the family.
+    """
+    tested = p.dropna().sort_values()
+    steps = [min(1.0, (len(tested) - rank) * value) for rank, value in enumerate(tested)]
+    return pd.Series(np.maximum.accumulate(steps), tested.index, dtype=float).reindex(p.index)
 
 
 def summary(rows: Sequence[Row]) -> pd.DataFrame:

@@ -86,6 +86,12 @@ def test_holm_multiplies_by_how_many_are_left():
     assert adjusted.tolist() == pytest.approx([0.09, 0.004, 0.09, 0.9])
 
 
+def test_what_was_not_tested_is_neither_adjusted_nor_counted():
+    adjusted = holm(pd.Series([0.04, math.nan, 0.03]))
+    assert adjusted.tolist() == pytest.approx([0.06, math.nan, 0.06], nan_ok=True)
+    assert gains(rows_at_random(seeds=1))[["p", "adjusted"]].isna().all(axis=None)
+
+
 @pytest.mark.parametrize(
     ("degrees", "t"), [(1, 12.706205), (2, 4.302653), (4, 2.776445), (5, 2.570582), (30, 2.042272)]
 )
