@@ -247,7 +247,10 @@ def measured(
 
 
 class Study:
-    """The rows of finished cells, kept in a file where one is asked for."""
+    """The rows of finished cells, kept in a file where one is asked for.
+
+    ``about`` is the provenance of the latest session that measured a cell, with the dates of all if there are several.
+    """
 
     def __init__(self, options: argparse.Namespace, about: dict[str, Any]) -> None:
         self._out, self.about = options.out, about
@@ -265,7 +268,10 @@ class Study:
             )
         names = Cell.__dataclass_fields__
         self.rows = {Cell(**{name: row[name] for name in names}): row for row in found["rows"]}
-        self.about = found["provenance"]
+        before = found["provenance"]
+        self.about = self.about | {
+            "sessions": [*before.get("sessions", [before["date"]]), self.about["date"]]
+        }
 
     def add(self, cell: Cell, row: Row, order: list[Cell]) -> None:
         """Keep a row; rows stand in the order of work, whichever is finished first."""

@@ -86,8 +86,16 @@ def test_an_interrupted_run_goes_on_to_the_same_rows(tmp_path, pretended, monkey
         main([*cells, "--out", str(broken)])
     assert len(json.loads(broken.read_text())["rows"]) == 10
     monkeypatch.setattr(pretended, "stop_after", 1000)
+    later = pruning_study.provenance
+    monkeypatch.setattr(
+        pruning_study, "provenance", lambda *what, **how: later(*what, **how) | {"torch": "later"}
+    )
     assert main([*cells, "--out", str(broken)]) == 0
+    assert json.loads(broken.read_text())["provenance"]["torch"] == "later"
     assert len(pretended.done) == count - 10
+    kept = json.loads(broken.read_text())["provenance"]
+    assert kept["sessions"][-1] == kept["date"]
+    assert len(kept["sessions"]) == 2
     assert json.loads(broken.read_text())["rows"] == json.loads(whole.read_text())["rows"]
     with pytest.raises(DlmLensError, match="another --out"):
         main([*cells, "--samples", "3", "--out", str(broken)])
