@@ -134,6 +134,7 @@ def _compare(options: argparse.Namespace) -> int:
 
 def _prune(options: argparse.Namespace) -> int:
     _check_replaceable(options.out, options.overwrite)
+    _check_apart(options.out, options.path)
     texts = None if options.calibration is None else [_text(file) for file in options.calibration]
     calibration = dl.Calibration(texts, options.samples, options.length, seed=options.seed)
     try:
@@ -170,6 +171,14 @@ def _check_replaceable(folder: Path, overwrite: bool) -> None:
         raise FileExistsError(f"{folder} exists and is no pruned model; choose another --out")
     if not overwrite:
         raise FileExistsError(f"{folder} holds a pruned model; choose another --out, or --overwrite it")
+
+
+def _check_apart(out: Path, path: Path | None) -> None:
+    """Raise ValueError if finished layers would be kept in the folder whose place the pruned model takes."""
+    if path is not None and path.resolve().is_relative_to(out.resolve()):
+        raise ValueError(
+            f"--path {path} lies in --out {out}, which is replaced as a whole; keep the layers elsewhere"
+        )
 
 
 def _text(file: Path) -> str:

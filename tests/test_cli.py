@@ -434,6 +434,13 @@ def test_what_cannot_be_pruned_is_refused_and_writes_nothing(capsys, tmp_path, c
     assert not list(tmp_path.iterdir())
 
 
+@pytest.mark.parametrize("path", ["pruned", "pruned/layers"])
+def test_finished_layers_are_not_kept_where_the_model_goes(capsys, tmp_path, path):
+    command = [*PRUNE, "--sparsity", "0.5", "--path", tmp_path / path, "--out", tmp_path / "pruned"]
+    assert "is replaced as a whole; keep the layers elsewhere" in refused(capsys, *command)
+    assert not list(tmp_path.iterdir())
+
+
 def test_calibration_that_is_no_text_is_named(capsys, tmp_path):
     file = tmp_path / "weights.bin"
     file.write_bytes(b"abc\xff")

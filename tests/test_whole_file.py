@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import pytest
 
 from dlm_lens.whole_file import whole_file, whole_folder
@@ -42,15 +44,24 @@ def test_a_folder_takes_the_place_of_another_when_it_is_full(tmp_path):
     assert list(path.parent.iterdir()) == [path]
 
 
-def test_an_error_leaves_the_folder_that_was_there(tmp_path):
+@pytest.mark.parametrize("when", ["while it is filled", "when it takes the place"])
+def test_an_error_leaves_the_folder_that_was_there(tmp_path, monkeypatch, when):
     path = tmp_path / "model"
     path.mkdir()
     (path / "old").write_text("old")
+    rename = Path.rename
+
+    def refuse(self, target):
+        if any(self.glob("half")):
+            raise KeyboardInterrupt
+        return rename(self, target)
 
     def torn() -> None:
         with whole_folder(path) as new:
             (new / "half").write_text("half")
-            raise KeyboardInterrupt
+            if when == "while it is filled":
+                raise KeyboardInterrupt
+            monkeypatch.setattr(Path, "rename", refuse)
 
     with pytest.raises(KeyboardInterrupt):
         torn()
