@@ -180,6 +180,7 @@ class _Comparison:
         return {
             **_model_identity(self.dlm),
             **({"pruned": pruned} if pruned else {}),
+            **({"compiled": True} if self.dlm.compiled else {}),
             "prompts": {name: self._checked(name) for name in self.prompts},
             "policies": {entry.label: repr(entry.policy) for entry in self.entries},
             **{name: value if isinstance(value, int) else repr(value) for name, value in self.run.items()},

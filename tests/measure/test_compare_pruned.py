@@ -230,6 +230,12 @@ def test_measurements_of_another_pruned_model_are_refused(dlm, half, tmp_path):
         dl.compare(dlm, PROMPT, [], path=tmp_path, **run)
 
 
+def test_times_of_compiled_layers_are_not_taken_up_by_others(dlm, tmp_path):
+    dl.compare(dlm, PROMPT, [], path=tmp_path, **QUICK)
+    with pytest.raises(ValueError, match="compiled was absent and is True"):
+        dl.compare(copy.deepcopy(dlm).compile(), PROMPT, [], path=tmp_path, repeats=2, **QUICK)
+
+
 @pytest.mark.parametrize(
     ("change", "message"),
     [
