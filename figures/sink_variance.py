@@ -277,7 +277,7 @@ def claimed(table: pd.DataFrame, reading: str, average: str) -> bool:
 
 def verdict(table: pd.DataFrame, reading: str, average: str) -> str:
     _, low, high = told(table, "ratio", WRITING, reading, average, "temporal")
-    return "clearly less" if high < 1 else "a little more" if low > 1 else "no clear difference"
+    return "clearly less" if high < 1 else "clearly more" if low > 1 else "no clear difference"
 
 
 def short(value: float) -> str:
