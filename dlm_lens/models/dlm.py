@@ -15,6 +15,7 @@ from dlm_lens.models import semi_structured
 from dlm_lens.models.checkpoint import save_weights
 from dlm_lens.models.chunked_mlp import ChunkedMLP
 from dlm_lens.models.family import Family
+from dlm_lens.models.placement import device_named
 from dlm_lens.models.prompt import Prompt, encode_prompt
 from dlm_lens.models.spec import Spec, layers_of
 
@@ -196,7 +197,7 @@ class DLM:
         2:4 weights stay where and what they are: another ``device`` or ``dtype`` is a ``ValueError`` then.
         """
         if self.is_semi_structured:
-            elsewhere = device is not None and torch.device(device) != self.device
+            elsewhere = device is not None and device_named(device) != self.device
             if elsewhere or dtype not in (None, self.dtype):
                 raise ValueError(
                     f"{self.spec.name!r} holds 2:4 weights in {self.dtype} on {self.device}, which are not moved or"

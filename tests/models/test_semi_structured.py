@@ -208,6 +208,16 @@ def test_it_is_not_moved_or_converted(converted):
             dlm.to(**asked)
 
 
+def test_the_device_it_is_on_may_go_by_its_short_name(converted, monkeypatch):
+    dlm, _ = converted
+    monkeypatch.setattr(dl.DLM, "device", GPU)
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
+    monkeypatch.setattr(torch.cuda, "current_device", lambda: 0)
+    assert dlm.to("cuda") is dlm
+    with pytest.raises(ValueError, match=r"on cuda:0, which are not moved .*device=cuda:1"):
+        dlm.to("cuda:1")
+
+
 def test_it_is_pruned_already(converted):
     dlm, _ = converted
     with pytest.raises(ValueError, match="is pruned already: its weights are 2:4"):
