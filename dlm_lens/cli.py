@@ -133,8 +133,9 @@ def _compare(options: argparse.Namespace) -> int:
 
 
 def _prune(options: argparse.Namespace) -> int:
-    _check_replaceable(options.out, options.overwrite)
-    _check_apart(options.out, options.path)
+    out = options.out.expanduser()
+    _check_replaceable(out, options.overwrite)
+    _check_apart(out, options.path)
     texts = None if options.calibration is None else [_text(file) for file in options.calibration]
     calibration = dl.Calibration(texts, options.samples, options.length, seed=options.seed)
     try:
@@ -150,7 +151,8 @@ def _prune(options: argparse.Namespace) -> int:
             overwrite=options.restart,
             device=options.compute_on,
         )
-        with whole_folder(options.out) as new:
+        _check_replaceable(out, options.overwrite)  # once more: something may have come there meanwhile
+        with whole_folder(out) as new:
             pruned.save(new)
             report.save(new / _REPORT)
     except KeyboardInterrupt:
@@ -159,7 +161,7 @@ def _prune(options: argparse.Namespace) -> int:
             kept = f"{options.path} keeps the finished layers, and the same command goes on from them"
         print(f"dlm-lens: interrupted; {kept}", file=sys.stderr)
         return INTERRUPTED
-    print(f"{report}\n\n{options.out} loads as any model does: --model {options.out}")
+    print(f"{report}\n\n{out} loads as any model does: --model {out}")
     return 0
 
 

@@ -434,6 +434,29 @@ def test_what_cannot_be_pruned_is_refused_and_writes_nothing(capsys, tmp_path, c
     assert not list(tmp_path.iterdir())
 
 
+def test_a_folder_that_is_no_pruned_model_is_never_replaced_however_it_is_named(
+    capsys, tmp_path, monkeypatch
+):
+    monkeypatch.setenv("HOME", str(tmp_path))
+    monkeypatch.setattr(dl, "load", lambda *_, **__: pytest.fail("loaded the model"))
+    (tmp_path / "thesis").mkdir()
+    assert "is no pruned model" in refused(capsys, *PRUNE, "--sparsity", "0.5", "--out=~/thesis")
+
+
+def test_a_folder_that_comes_while_a_model_is_pruned_stays(capsys, tmp_path, monkeypatch):
+    prune, thesis = dl.prune, tmp_path / "pruned" / "thesis.tex"
+
+    def pruning(*what, **how):
+        thesis.parent.mkdir()
+        thesis.write_text("text")
+        return prune(*what, **how)
+
+    monkeypatch.setattr(dl, "prune", pruning)
+    command = [*PRUNE, "--sparsity", "0.5", "--out", tmp_path / "pruned"]
+    assert "is no pruned model" in refused(capsys, *command)
+    assert thesis.read_text() == "text"
+
+
 @pytest.mark.parametrize("path", ["pruned", "pruned/layers"])
 def test_finished_layers_are_not_kept_where_the_model_goes(capsys, tmp_path, path):
     command = [*PRUNE, "--sparsity", "0.5", "--path", tmp_path / path, "--out", tmp_path / "pruned"]
