@@ -237,7 +237,7 @@ class DLM:
     def semi_structured(self, positions: int = 4096) -> DLM:
         """This model with the 2:4 weights of its layers stored as such, in place, to run on sparse tensor cores.
 
-        For a model pruned by :func:`dlm_lens.prune` with ``pattern="2:4"``, on one GPU in bf16 or fp16. Every matrix of
+        For a model pruned by :func:`dlm_lens.prune` with ``pattern="2:4"``, on one GPU in bf16. Every matrix of
         every layer must be 2:4, or nothing is converted. The weights are the same and :meth:`densify` gives them back;
         outputs differ by rounding.
 

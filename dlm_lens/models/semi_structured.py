@@ -21,7 +21,8 @@ from torch.sparse import SparseSemiStructuredTensor, SparseSemiStructuredTensorC
 if TYPE_CHECKING:
     from dlm_lens.models.dlm import DLM
 
-DTYPES = (torch.bfloat16, torch.float16)
+# On an H200 products in float16 broke the GPU's context, or never ended (PyTorch 2.11, cuSPARSELt 0.8).
+DTYPE = torch.bfloat16
 # Ampere, the first with sparse tensor cores.
 _CAPABILITY = (8, 0)
 # cuSPARSELt takes 16-bit matrices whose sides are multiples of this.
@@ -85,10 +86,10 @@ def check_hardware(name: str, devices: Sequence[torch.device], dtype: torch.dtyp
             f"{name!r} is on {', '.join(map(str, devices))}, but sparse tensor cores are a GPU's, and the model must"
             " lie on one; load or move it with device='cuda'"
         )
-    if dtype not in DTYPES:
+    if dtype != DTYPE:
         raise ValueError(
-            f"{name!r} is in {_plain(dtype)}, but 2:4 weights must be in {' or '.join(map(_plain, DTYPES))}; convert it"
-            " with dlm.to(dtype=torch.bfloat16)"
+            f"{name!r} is in {_plain(dtype)}, but 2:4 weights must be in {_plain(DTYPE)}; convert it with"
+            " dlm.to(dtype=torch.bfloat16)"
         )
     if not torch.backends.cusparselt.is_available():
         raise ValueError(
@@ -159,7 +160,7 @@ def _packed(weight: Tensor) -> SparseSemiStructuredTensorCUSPARSELT:
 def _fastest(packed: SparseSemiStructuredTensorCUSPARSELT, dense: Tensor, positions: int) -> int:
     """The algorithm by which the product with so many positions is fastest, of those whose result is the dense one's.
 
-    PyTorch's own search, ``mm_search``, is not asked: at small matrices in fp16 it broke the GPU's context.
+    PyTorch's own search, ``mm_search``, is not asked: it checks no result, and in float16 it broke the GPU's context.
     """
     numbers = torch.Generator(packed.device).manual_seed(0)
     x = torch.randn(positions, packed.shape[1], generator=numbers, device=packed.device, dtype=packed.dtype)
