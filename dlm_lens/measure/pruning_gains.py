@@ -71,6 +71,38 @@ def gains(rows: Sequence[Row], *, confidence: float = 0.95) -> pd.DataFrame:
     return table
 
 
+def growth(
+    rows: Sequence[Row], pairs: Sequence[tuple[str, str]], *, confidence: float = 0.95
+) -> pd.DataFrame:
+    """Whether sinks matter more where more is pruned: by how much the gain in nats at the second amount of each pair
+    exceeds that at the first, paired by seed; with the default κ.
+
+    Returns a row per ``method``, pair (``less``, ``more``) and ``against``, with the columns of :func:`interval`.
+    """
+    nats = {
+        (row["method"], row["amount"], row["discount"], row["seed"]): row["nats"]
+        for row in rows
+        if row["kappa"] == _KAPPA
+    }
+    methods = dict.fromkeys(method for method, _, discount, _ in nats if discount == "sinks")
+    seeds = sorted({seed for _, _, discount, seed in nats if discount == "sinks"})
+    found = []
+    for method in methods:
+        for less, more in pairs:
+            for against in AGAINST:
+                own = [
+                    [nats.get((method, amount, discount, seed), math.nan) for seed in seeds]
+                    for amount in (more, less)
+                    for discount in (against, "sinks")
+                ]
+                high, high_sinks, low, low_sinks = np.array(own)
+                values = (high - high_sinks) - (low - low_sinks)
+                if len(values := values[~np.isnan(values)]):
+                    row = {"method": method, "less": less, "more": more, "against": against}
+                    found.append(row | interval(values.tolist(), confidence))
+    return pd.DataFrame(found)
+
+
 def _difference(pairs: Sequence[tuple[Row, Row]], measure: str, less: bool) -> list[np.ndarray]:
     """By how much the first of each pair is better, block by block."""
     sign = -1.0 if less else 1.0

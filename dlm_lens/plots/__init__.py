@@ -13,6 +13,7 @@ from dlm_lens.plots.kv_drift import kv_drift
 from dlm_lens.plots.pareto import pareto
 from dlm_lens.plots.pattern_age import pattern_age
 from dlm_lens.plots.pooled_maps import pooled_maps
+from dlm_lens.plots.pruning_gain import pruning_gain
 from dlm_lens.plots.pruning_layers import pruning_layers
 from dlm_lens.plots.recall_by_budget import recall_by_budget
 from dlm_lens.plots.similarity import head_similarity, step_similarity
@@ -35,6 +36,7 @@ __all__ = [
     "pareto",
     "pattern_age",
     "pooled_maps",
+    "pruning_gain",
     "pruning_layers",
     "recall_by_budget",
     "sink_drift",

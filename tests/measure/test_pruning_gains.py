@@ -10,12 +10,14 @@ import torch
 from dlm_lens.measure.pruning_gains import (
     formatted,
     gains,
+    growth,
     holm,
     interval,
     student_quantile,
     student_within,
     summary,
 )
+from tests.measure.pruning_rows import study_rows
 
 MEASURES = ("nats", "retrieval", "infilling")
 
@@ -145,3 +147,22 @@ def test_magnitude_with_sinks_is_a_hole_in_the_table():
     assert shown.loc[0, "perplexity"] == "20.00"
     assert shown.loc[2, "perplexity"] == "20.50 ± 0.71"
     assert shown.loc[2, "mean φ %"] == "–"
+
+
+@pytest.mark.parametrize("at_more", [1.0, 2.0])
+def test_growth_is_the_gain_at_the_second_amount_less_that_at_the_first(at_more):
+    rows = study_rows(0.02, at_more=at_more)
+    table = growth(rows, [("0.5", "0.75")]).set_index(["method", "against"])
+    assert len(table) == 4
+    found = {(r["method"], r["amount"], r["discount"], r["seed"]): r["nats"] for r in rows if r["kappa"] == 2}
+    for (method, against), row in table.iterrows():
+        values = []
+        for seed in range(5):
+            gain = [
+                found[method, amount, against, seed] - found[method, amount, "sinks", seed]
+                for amount in ("0.5", "0.75")
+            ]
+            values.append(gain[1] - gain[0])
+        expected = interval(values)
+        assert row[list(expected)].tolist() == pytest.approx(list(expected.values()))
+        assert row["gain"] == pytest.approx(0.02 * (at_more - 1), abs=2e-3)
