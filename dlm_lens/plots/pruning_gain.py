@@ -67,7 +67,7 @@ def pruning_gain(
         ax.set_yticks([-0.1, -_LINEAR, 0, _LINEAR, 0.1], ["−0.1", "−0.01", "0", "0.01", "0.1"])
         ax.minorticks_off()
     ax.set_xticks(range(len(amounts)), [amount_title(amount) for amount in amounts], fontsize="small")
-    ax.legend(fontsize="small")
+    ax.legend(fontsize="small", ncols=2, loc="upper center", bbox_to_anchor=(0.5, -0.15))
     dress(ax, title, "", unit)
     return ax
 
