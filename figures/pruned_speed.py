@@ -176,6 +176,9 @@ def caption(table: pd.DataFrame) -> str:
             shares = f" ({share_of_matrices(table)})" if model == SPARSE else ""
             said.append(f"Whole steps of dense attention, {model}: {speedups(here)}{shares}.")
     said += together(table)
+    steps = table[table["part"] == "step"]
+    if steps.groupby(["label", "context"])["model"].nunique().lt(len(MODELS)).any():
+        said.append("Bars that are missing were not measured.")
     memory = table.dropna(subset=["peak_gb"])
     off = (memory["estimate_gb"] / memory["peak_gb"] - 1).abs().max() * 100
     said.append(f"Estimates of memory are at most {off:.0f}% off the peaks.")

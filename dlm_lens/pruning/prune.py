@@ -92,9 +92,10 @@ def prune(
     the checkpoint.
 
     Raises ValueError before anything is run for arguments that cannot work (a calibration shorter than its length, an
-    M that does not divide a matrix, a layer that is pruned already), and where ``path`` belongs to another pruning;
-    ``MemoryBudgetError`` where copy and Hessians surely do not fit on a GPU; ``DlmLensError`` if a layer gives NaN.
-    Ctrl-C raises KeyboardInterrupt; finished layers stay in ``path``.
+    M that does not divide a matrix, a layer that has zeros already; a model whose matrices were shrunk may be pruned
+    again), and where ``path`` belongs to another pruning; ``MemoryBudgetError`` where copy and Hessians surely do not
+    fit on a GPU; ``DlmLensError`` if a layer gives NaN. Ctrl-C raises KeyboardInterrupt; finished layers stay in
+    ``path``.
     """
     if not isinstance(calibration, Calibration):
         calibration = Calibration(calibration)
