@@ -77,6 +77,7 @@ def test_controls_work_by_keys_and_leave_the_step_alone(show, trace):
     select.focus()
     select.press("ArrowDown")
     assert select.input_value() == "sparsed"
+    view.settle()
     assert "whole blocks" in view.page.locator(".dl-policy").inner_text()
     assert slider.input_value() == "59", "policies with a budget share it"
 
